@@ -1,0 +1,1 @@
+"""Redis: key schema, Lua hand-offs, messages and their codec, clients, the private server."""

@@ -1,0 +1,1 @@
+"""The service: configuration, supervisor, job client, command line. Knows nothing of tensors."""
