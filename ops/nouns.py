@@ -197,3 +197,12 @@ class Account:
     row_chunk: U32
     row_frame: U8
     row_digest: U64
+
+
+@dataclass(frozen=True, eq=False)
+class JobFailure:
+    """A shard that cannot be packed or computed at all, packer or gpu -> writer: fails its job."""
+
+    job: str
+    shard: int
+    reason: str

@@ -34,6 +34,9 @@ class WorkerSettings:
     dna_budget: int = 10_752
     max_rows: int = 1_024  # a batch
     max_tokens: int = 8_192  # of one sequence; longer ones are too_long
+    embedding_width: int = 0  # floats a row when embeddings are kept, at most
+    shard_bases: int = 1 << 20
+    shard_records: int = 8_192
     lease_s: float = 30.0
     batch_deadline_s: float = 3_600.0
     window_shards: int = 8

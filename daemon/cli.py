@@ -1,0 +1,323 @@
+"""The command line: `vnp`, `vnp-submit`. Data goes to standard output, everything else to standard
+error; exit codes are those of sysexits(3). Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ops.errors import VnpError
+
+if TYPE_CHECKING:
+    from daemon.client import JobRequest
+    from daemon.config import Config
+
+EX_USAGE = 64
+INTERRUPTED = 130
+PIPELINES = ("virus", "protein", "dna")
+
+
+class Commands(click.Group):
+    """Suggests the command that was probably meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            hint = f"; did you mean {close[0]}?" if close else f"; see {ctx.info_name} --help"
+            raise click.UsageError(f"no command {args[0]!r}{hint}", ctx) from error
+
+
+class Pipeline(click.Choice[str]):
+    """--pipeline, with a suggestion for what is mistyped."""
+
+    def __init__(self) -> None:
+        super().__init__(PIPELINES)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in PIPELINES:
+            close = difflib.get_close_matches(str(value), PIPELINES, 1)
+            hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(PIPELINES)}"
+            self.fail(f"no pipeline {value!r}; {hint}", param, ctx)
+        return str(value)
+
+
+def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--config and --state-dir, which all commands share that deal with a service."""
+    command = click.option(
+        "--state-dir", type=click.Path(path_type=Path), help="The service's state folder."
+    )(command)
+    return click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        help="Configuration file (TOML).",
+    )(command)
+
+
+def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What describes a job, in `vnp run` and `vnp submit` alike."""
+    options = [
+        click.argument("fasta", nargs=-1, required=True),
+        click.option("--out", help="Output folder (default: STEM.vnp here)."),
+        click.option("--pipeline", type=Pipeline(), default="virus", show_default=True),
+        click.option(
+            "--chunk-length", type=click.IntRange(min=3), help="Bases; default: the classifier's."
+        ),
+        click.option(
+            "--allow-chunk-length",
+            is_flag=True,
+            help="Even if the classifier was made for another.",
+        ),
+        click.option("--embeddings", is_flag=True, help="Keep the embeddings of every row."),
+        click.option("--compat", is_flag=True, help="Also write the original program's two files."),
+        click.option(
+            "--priority", type=int, default=0, show_default=True, help="Higher goes first."
+        ),
+        click.option("--force", is_flag=True, help="Compute anew; replaces what OUT holds."),
+        click.option("--same-numerics", is_flag=True, help="Refuse to go on with other rounding."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load_config(config_file: Path | None, **flags: Any) -> Config:
+    from daemon.config import load
+
+    return load(flags, config_file)
+
+
+def make_request(fasta: tuple[str, ...], options: dict[str, Any]) -> JobRequest:
+    from daemon.client import JobRequest
+
+    return JobRequest(inputs=fasta, **options)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vnp", message="vnp %(version)s")
+def vnp() -> None:
+    """Identifies viral sequences in FASTA files.
+
+    \b
+    vnp run genomes.fa.gz --out results     everything in one command; the same again resumes
+    vnpd                                    the service; then:
+    vnp submit genomes.fa.gz                enqueue, prints the job's id
+    vnp status ID; vnp wait ID; vnp results ID
+    """
+
+
+@vnp.command()
+@job_options
+@config_option
+@click.option("--esm2", help="ESM-2 model: a name or a folder.")
+@click.option("--dnabert", help="DNABERT-S model.")
+@click.option("--classifier", help="Classifier.")
+@click.option("--device", help="cpu, cuda or cuda:N.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16", "fp8"]))
+def run(fasta: tuple[str, ...], config_file: Path | None, as_json: bool, **options: Any) -> int:
+    """Computes FASTA files here and now, with a private Redis and private workers.
+
+    The same command again goes on where it was interrupted. - reads standard input.
+    """
+    from rich.console import Console
+
+    from daemon.run import run_foreground
+
+    names = ("esm2", "dnabert", "classifier", "device", "dtype")
+    flags = {name: options.pop(name) for name in names}
+    options.pop("state_dir")
+    config = load_config(config_file, **flags)
+    return run_foreground(config, make_request(fasta, options), Console(stderr=True), as_json)
+
+
+@vnp.command()
+@job_options
+@click.option(
+    "--wait", "wait_for_it", is_flag=True, help="Return when it has ended, with its code."
+)
+@config_option
+def submit(
+    fasta: tuple[str, ...],
+    config_file: Path | None,
+    state_dir: Path | None,
+    as_json: bool,
+    wait_for_it: bool,
+    **options: Any,
+) -> int:
+    """Enqueues FASTA files for the service and prints the job's id."""
+    from daemon import client
+
+    config = load_config(config_file, state_dir=state_dir)
+    client.require_service(config)
+    job = client.submit(config, make_request(fasta, options))
+    click.echo(json.dumps({"id": job}) if as_json else job)
+    return client.wait(config, [job]) if wait_for_it else 0
+
+
+@vnp.command()
+@click.argument("job", required=False)
+@click.option("--json", "as_json", is_flag=True)
+@config_option
+def status(
+    job: str | None, as_json: bool, config_file: Path | None, state_dir: Path | None
+) -> None:
+    """Shows a job, or without ID the service and its unfinished jobs."""
+    from daemon import show
+
+    show.status(load_config(config_file, state_dir=state_dir), job, as_json)
+
+
+@vnp.command("list")
+@click.option("--json", "as_json", is_flag=True)
+@config_option
+def list_jobs(as_json: bool, config_file: Path | None, state_dir: Path | None) -> None:
+    """Lists all jobs, oldest first."""
+    from daemon import show
+
+    show.jobs(load_config(config_file, state_dir=state_dir), as_json)
+
+
+@vnp.command()
+@click.argument("jobs", nargs=-1, required=True)
+@config_option
+def wait(jobs: tuple[str, ...], config_file: Path | None, state_dir: Path | None) -> int:
+    """Returns when the jobs have ended, with the largest of their exit codes."""
+    from daemon import client
+
+    return client.wait(load_config(config_file, state_dir=state_dir), jobs)
+
+
+@vnp.command()
+@click.argument("jobs", nargs=-1, required=True)
+@config_option
+def cancel(jobs: tuple[str, ...], config_file: Path | None, state_dir: Path | None) -> None:
+    """Ends jobs; what is committed stays, and the same submit goes on from it."""
+    from ops.jobs import JobStore
+
+    store = JobStore(load_config(config_file, state_dir=state_dir).state_dir)
+    for job in jobs:
+        store.cancel(job)
+
+
+@vnp.command()
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job has ended.")
+@config_option
+def logs(job: str, follow: bool, config_file: Path | None, state_dir: Path | None) -> None:
+    """Prints the log lines of a job (JSON)."""
+    from daemon import show
+
+    show.logs(load_config(config_file, state_dir=state_dir), job, follow)
+
+
+@vnp.command()
+@click.argument("job")
+@config_option
+def results(job: str, config_file: Path | None, state_dir: Path | None) -> None:
+    """Prints sequences.tsv of a job or output folder."""
+    from daemon import show
+
+    show.results(load_config(config_file, state_dir=state_dir), job)
+
+
+@vnp.command()
+@click.argument("fasta", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--chunk-length", type=click.IntRange(min=3), default=500, show_default=True)
+@click.option("--nucleotide", type=click.Path(path_type=Path), required=True)
+@click.option("--protein", type=click.Path(path_type=Path), required=True)
+def frames(fasta: tuple[Path, ...], chunk_length: int, nucleotide: Path, protein: Path) -> None:
+    """Writes all stop-free frames, in the original's order and with its ids."""
+    from ops.frames_export import write_frames
+
+    count = write_frames(fasta, chunk_length, nucleotide, protein)
+    click.echo(f"vnp: {count} frames", err=True)
+
+
+@vnp.command()
+@click.argument("name", metavar="OUT_OR_ID")
+@config_option
+def verify(name: str, config_file: Path | None, state_dir: Path | None) -> int:
+    """Reads everything in an output folder again and checks it."""
+    from daemon import show
+
+    return show.verify(load_config(config_file, state_dir=state_dir), name)
+
+
+@vnp.group(cls=Commands)
+def models() -> None:
+    """Lists and imports models."""
+
+
+@models.command("list")
+@click.option("--json", "as_json", is_flag=True)
+@config_option
+def list_models(as_json: bool, config_file: Path | None, state_dir: Path | None) -> None:
+    """Lists the models that can be named."""
+    from daemon import show
+
+    show.models(load_config(config_file, state_dir=state_dir), as_json)
+
+
+@models.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="What to call it.")
+@click.option(
+    "--chunk-length", type=click.IntRange(min=3), help="Of a classifier: bases it was trained for."
+)
+@config_option
+def import_model(
+    path: Path,
+    name: str,
+    chunk_length: int | None,
+    config_file: Path | None,
+    state_dir: Path | None,
+) -> None:
+    """Imports published weights: fair-esm .pt, a Hugging Face folder, a classifier .pth."""
+    from ops.weights import import_model as do_import
+
+    config = load_config(config_file, state_dir=state_dir)
+    card = do_import(path, name, config.models_dir, chunk_length=chunk_length)
+    click.echo(f"{card.name}\t{card.kind}\t{card.digest}")
+
+
+def run_command(command: click.Command, arguments: list[str] | None = None) -> int:
+    """Runs a command; every error on purpose becomes one line and its exit code."""
+    try:
+        return int(command.main(args=arguments, standalone_mode=False) or 0)
+    except VnpError as error:
+        click.echo(f"vnp: {error}", err=True)
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return EX_USAGE
+    except click.ClickException as error:
+        click.echo(f"vnp: {error.format_message()}", err=True)
+        return EX_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def main() -> None:
+    sys.exit(run_command(vnp))
+
+
+def submit_main() -> None:
+    sys.exit(run_command(submit))
+
+
+if __name__ == "__main__":
+    main()

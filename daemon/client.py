@@ -1,0 +1,262 @@
+"""What users do with jobs: submit, look, wait, cancel. Works on the state folder's files; Redis is
+asked for progress only, and a Redis that does not answer costs the progress and nothing else."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from daemon.config import Config
+from ops.durable import describe_os_error, make_dir
+from ops.errors import IdentityError, NoInputError, UnavailableError, UsageError
+from ops.fasta import check_readable
+from ops.jobs import RUNNING, InputFile, JobSpec, JobStore, new_job_id
+from ops.manifest import ManifestTail
+
+WAIT_POLL_S = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What the command line asks for; paths as the user gave them."""
+
+    inputs: tuple[str, ...]
+    out: str | None = None
+    pipeline: str = "virus"
+    chunk_length: int | None = None
+    embeddings: bool = False
+    compat: bool = False
+    priority: int = 0
+    force: bool = False
+    allow_chunk_length: bool = False
+    same_numerics: bool = False
+
+    @property
+    def out_path(self) -> Path:
+        """OUT, absolute; by default STEM.vnp in the current folder, after the first input."""
+        if self.out is not None:
+            return Path(self.out).absolute()
+        first = Path(self.inputs[0]).name if self.inputs[0] != "-" else "stdin"
+        return Path(first.split(".")[0] + ".vnp").absolute()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobView:
+    """A job as it stands now. eta_s: None until there is a rate."""
+
+    id: str
+    state: str
+    out: str
+    pipeline: str
+    created: str
+    trained: bool
+    message: str = ""
+    exit_code: int | None = None
+    records: int = 0
+    letters: int = 0
+    chunks: int = 0
+    shards: int = 0
+    shards_done: int = 0
+    rows_packed: int = 0
+    rows_computed: int = 0
+    share: float = 0.0
+    eta_s: float | None = None
+
+
+def submit(config: Config, request: JobRequest) -> str:
+    """Accepts a job durably and returns its id; the same request again returns the same id.
+
+    Raises NoInputError, UsageError, ConfigError, IdentityError before anything is written.
+    """
+    identity = config.identity(
+        request.pipeline,
+        request.chunk_length,
+        allow_chunk_length=request.allow_chunk_length,
+        uracil_as_t=not request.compat,
+    )
+    if request.compat and request.pipeline != "virus":
+        raise UsageError("--compat is for virus jobs; leave it out")
+    if request.chunk_length is not None and request.pipeline != "virus":
+        raise UsageError("--chunk-length is for virus jobs; leave it out")
+    store = JobStore(config.state_dir)
+    job = new_job_id()
+    spec = JobSpec(
+        id=job,
+        inputs=tuple(_input(path, config.state_dir, job) for path in request.inputs),
+        out=str(request.out_path),
+        identity=identity,
+        embeddings=request.embeddings or request.pipeline != "virus",
+        compat=request.compat,
+        priority=request.priority,
+        force=request.force,
+        allow_chunk_length=request.allow_chunk_length,
+        same_numerics=request.same_numerics,
+        user=getpass.getuser(),
+        embedding_width=config.embedding_width(request.pipeline),
+    )
+    same = None if request.force else store.find_same(spec)
+    return same or store.create(spec)
+
+
+def _input(path: str, state_dir: Path, job: str) -> InputFile:
+    source = _spool_standard_input(state_dir, job) if path == "-" else Path(path).absolute()
+    check_readable(source)
+    status = source.stat()
+    return InputFile(str(source), status.st_size, status.st_mtime_ns)
+
+
+def _spool_standard_input(state_dir: Path, job: str) -> Path:
+    """Standard input is gone when the job is read again, so it is kept beside the job files."""
+    path = state_dir / "spool" / f"{job}.fasta"
+    try:
+        make_dir(path.parent)
+        with path.open("wb") as spool:
+            shutil.copyfileobj(sys.stdin.buffer, spool)
+            spool.flush()
+            os.fsync(spool.fileno())
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+    return path
+
+
+def require_service(config: Config) -> dict[str, Any]:
+    """What the running service says of itself. Raises UnavailableError, IdentityError."""
+    path = config.state_dir / "service.json"
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+        os.kill(facts["pid"], 0)
+    except PermissionError:
+        pass  # it lives, as another user
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            f"no vnpd runs on {config.state_dir}; start it with `vnpd`, or use `vnp run`"
+        ) from error
+    asked, served = config.identity("virus", None, allow_chunk_length=True), facts["identity"]
+    if asked.digest != served["digest"]:
+        raise IdentityError(
+            f"this asks for {describe_models(config)}, but the service on {config.state_dir} "
+            f"serves {served['models']}; give both the same configuration"
+        )
+    return facts
+
+
+def describe_models(config: Config) -> str:
+    """The identity in words, for messages: models and dtype."""
+    return f"{config.esm2}, {config.dnabert}, {config.classifier} in {config.resolved_dtype}"
+
+
+class JobWatch:
+    """Follows one job; `view()` is cheap enough for ten calls a second."""
+
+    def __init__(self, config: Config, job: str, redis_url: str | None) -> None:
+        self.store = JobStore(config.state_dir)
+        self.job = job
+        self.spec = self.store.spec(job)
+        self._tail = ManifestTail(Path(self.spec.out) / "manifest.jsonl")
+        self._shards: set[int] = set()
+        self._chunks_done = 0
+        self._namespace, self._redis_url = config.namespace, redis_url
+        self._broker: Any = None
+        self._first: tuple[float, float] | None = None
+
+    def view(self) -> JobView:
+        outcome = self.store.outcome(self.job)
+        plan = self.store.plan_or_none(self.job)
+        state = self.store.state(self.job)
+        base = JobView(
+            id=self.job,
+            state=state,
+            out=self.spec.out,
+            pipeline=self.spec.pipeline,
+            created=self.spec.created,
+            trained=self.spec.identity.trained,
+            message=outcome.message if outcome else "",
+            exit_code=outcome.exit_code if outcome else None,
+        )
+        if plan is None or self.store.opened(self.job) is None:
+            return base
+        for line in self._tail.poll():
+            self._shards.add(line.shard)
+            self._chunks_done += line.chunks if plan.chunks else line.records
+        counters = self._counters() if state == RUNNING else {}
+        share = self._share(plan.chunks or plan.records, counters)
+        return JobView(
+            **{
+                **vars(base),
+                "records": plan.records,
+                "letters": plan.letters,
+                "chunks": plan.chunks,
+                "shards": plan.shards,
+                "shards_done": len(self._shards),
+                "rows_packed": counters.get("rows_packed", 0),
+                "rows_computed": counters.get("rows_computed", 0),
+                "share": 1.0 if outcome and outcome.exit_code == 0 else share,
+                "eta_s": self._eta(share),
+            }
+        )
+
+    def _counters(self) -> dict[str, int]:
+        if self._redis_url is None:
+            return {}
+        from broker.queue import Broker
+
+        try:
+            if self._broker is None:
+                self._broker = Broker(self._redis_url, self._namespace)
+            counters: dict[str, int] = self._broker.progress(self.job)
+        except UnavailableError:
+            return {}
+        return counters
+
+    def _share(self, total: int, counters: dict[str, int]) -> float:
+        """Done share of the chunks: committed ones, and what is computed of the packed ones."""
+        packed, rows = counters.get("chunks_packed", 0), counters.get("rows_packed", 0)
+        computed = packed * counters.get("rows_computed", 0) / rows if rows else 0.0
+        return min(max(computed, self._chunks_done) / total, 1.0) if total else 0.0
+
+    def _eta(self, share: float) -> float | None:
+        """Seconds left at the mean rate since this watch first saw progress."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, share) if share > 0 else None
+            return None
+        since, first_share = self._first
+        rate = (share - first_share) / (now - since) if now > since else 0.0
+        return (1.0 - share) / rate if rate > 0 else None
+
+
+def wait(config: Config, jobs: Sequence[str]) -> int:
+    """Returns when all jobs have ended: the largest of their exit codes.
+
+    Raises UnavailableError when the service ends before them.
+    """
+    store = JobStore(config.state_dir)
+    for job in jobs:
+        store.spec(job)
+    codes = []
+    for job in jobs:
+        while (outcome := store.outcome(job)) is None:
+            require_service(config)
+            time.sleep(WAIT_POLL_S)
+        if outcome.exit_code:
+            print(f"vnp: {job} {outcome.state}: {outcome.message}", file=sys.stderr)
+        codes.append(outcome.exit_code)
+    return max(codes, default=0)
+
+
+def find_out(config: Config, name: str) -> Path:
+    """OUT of a job id, or of a folder. Raises NoInputError."""
+    if (Path(name) / "manifest.jsonl").is_file():
+        return Path(name)
+    store = JobStore(config.state_dir)
+    if name in store.list():
+        return Path(store.spec(name).out)
+    raise NoInputError(f"{name} is neither a job nor an output folder; see `vnp list`")

@@ -1,0 +1,290 @@
+"""The configuration: a TOML file, then VNP_* variables, then flags; frozen, validated, no unknowns.
+
+One configuration is one identity: models, dtype and limits that decide values. What is asked of a
+running service and differs from it is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import platformdirs
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ops.errors import ConfigError
+from ops.identity import Identity
+from ops.modelstore import DEFAULT_NAMES, ModelCard, check_fit, find_model
+from workers.settings import WorkerSettings
+
+PREFIX = "VNP_"
+#: Variables with the prefix that are not settings.
+OTHER_VARIABLES = {
+    "VNP_CONFIG",
+    "VNP_SLOT",
+    "VNP_READY_FD",
+    "VNP_PREDECESSOR_SIGNAL",
+    "VNP_WORKER_SETTINGS",
+    "VNP_LOG_FILE_ONLY",
+}
+SYSTEM_FILE = Path("/etc/vnp/vnp.toml")
+ROLES = ("planner", "packer", "gpu", "writer")
+Role = Literal["planner", "packer", "gpu", "writer"]
+
+
+def default_state_dir() -> Path:
+    """STATE_DIRECTORY of systemd, else the user's XDG state folder."""
+    given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(given) if given else Path(platformdirs.user_state_path("vnp"))
+
+
+def default_models_dir() -> Path:
+    return Path(platformdirs.user_data_path("vnp")) / "models"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Config(BaseSettings):
+    """All settings. `load` is how to get one."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True
+    )
+
+    state_dir: Path = Field(default_factory=default_state_dir)
+    redis_url: str | None = None
+    """None: a private server that lives and dies with the service."""
+    namespace: str = "vnp"
+    models_dir: Path = Field(default_factory=default_models_dir)
+    esm2: str = DEFAULT_NAMES["esm2"]
+    dnabert: str = DEFAULT_NAMES["dnabert"]
+    classifier: str = DEFAULT_NAMES["classifier"]
+    device: str = "cpu"
+    """cpu, cuda:N, or several of the latter with commas: one gpu worker each."""
+    dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8"] = "auto"
+    attention: str = "auto"
+    compile: bool = True
+    packing: bool = True
+    roles: str = ",".join(ROLES)
+    packers: int = Field(default=0, ge=0)
+    """0: as many as cores, less one."""
+    threads: int = Field(default=0, ge=0)
+    esm_budget: int = Field(default=10_752, ge=512)
+    dna_budget: int = Field(default=10_752, ge=512)
+    max_rows: int = Field(default=1_024, ge=1)
+    max_tokens: int = Field(default=8_192, ge=16, le=32_768)
+    shard_bases: int = Field(default=1 << 20, ge=1_000)
+    shard_records: int = Field(default=8_192, ge=1)
+    lease_s: float = Field(default=30.0, ge=1.0)
+    batch_deadline_s: float = Field(default=3_600.0, gt=0)
+    window_shards: int = Field(default=8, ge=1)
+    window_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    log_file: Path | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        names = value.split(",")
+        for name in names:
+            number = name.partition(":")[2]
+            if name != "cpu" and not (name.startswith("cuda") and (number or "0").isdigit()):
+                raise ValueError(f"{name!r} is not cpu, cuda or cuda:N")
+        if len(names) > 1 and (len(set(names)) < len(names) or "cpu" in names):
+            raise ValueError("several devices must be different cuda:N")
+        return value
+
+    @field_validator("roles")
+    @classmethod
+    def _known_roles(cls, value: str) -> str:
+        for role in value.split(","):
+            if role not in ROLES:
+                raise ValueError(f"{role!r} is not one of {', '.join(ROLES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.max_tokens > min(self.esm_budget, self.dna_budget):
+            raise ValueError("max_tokens must fit into esm_budget and dna_budget")
+        if self.dtype == "fp8" and self.device == "cpu":
+            raise ValueError("dtype fp8 needs a GPU; use fp32 on the cpu")
+        return self
+
+    # -- models and identity ---------------------------------------------------------------------
+
+    @cached_property
+    def cards(self) -> dict[str, ModelCard]:
+        """The models in use, by kind. Raises ConfigError for one that is missing or broken."""
+        names = {"esm2": self.esm2, "dnabert": self.dnabert, "classifier": self.classifier}
+        return {kind: find_model(name, kind, [self.models_dir]) for kind, name in names.items()}
+
+    @property
+    def resolved_dtype(self) -> str:
+        if self.dtype != "auto":
+            return self.dtype
+        return "fp32" if self.device == "cpu" else "bf16"
+
+    def identity(
+        self,
+        pipeline: str,
+        chunk_length: int | None,
+        *,
+        allow_chunk_length: bool = False,
+        uracil_as_t: bool = True,
+    ) -> Identity:
+        """What decides the values of a job. Raises ConfigError for models that do not fit.
+
+        chunk_length: None for the one that the classifier was made for.
+        """
+        esm2, dnabert, classifier = (self.cards[k] for k in ("esm2", "dnabert", "classifier"))
+        virus = pipeline == "virus"
+        if virus:
+            chunk_length = chunk_length or classifier.chunk_length or 500
+            check_fit(classifier, dnabert, esm2, None if allow_chunk_length else chunk_length)
+        used = {"virus": {"esm2", "dnabert", "classifier"}, "protein": {"esm2"}, "dna": {"dnabert"}}
+        cards = {k: c for k, c in self.cards.items() if k in used[pipeline]}
+        digest = {kind: card.digest for kind, card in cards.items()}
+        name = {kind: card.name for kind, card in cards.items()}
+        return Identity(
+            pipeline=pipeline,
+            chunk_length=(chunk_length or 0) if virus else 0,
+            esm2=digest.get("esm2"),
+            dnabert_s=digest.get("dnabert"),
+            classifier=digest.get("classifier"),
+            esm2_name=name.get("esm2"),
+            dnabert_s_name=name.get("dnabert"),
+            classifier_name=name.get("classifier"),
+            trained=all(card.trained for card in cards.values()),
+            dtype=self.resolved_dtype,
+            max_tokens=self.max_tokens,
+            uracil_as_t=uracil_as_t,
+        )
+
+    def embedding_width(self, pipeline: str) -> int:
+        """Floats a row that are kept when embeddings are."""
+        widths = {
+            "virus": self.cards["esm2"].width + self.cards["dnabert"].width,
+            "protein": self.cards["esm2"].width,
+            "dna": self.cards["dnabert"].width,
+        }
+        return widths[pipeline]
+
+    # -- what the processes are told -------------------------------------------------------------
+
+    @property
+    def devices(self) -> list[str]:
+        return self.device.split(",")
+
+    @property
+    def role_counts(self) -> dict[str, int]:
+        """Number of processes of each role that this service runs."""
+        packers = self.packers or max(1, cores() - 1)
+        counts = {"planner": 1, "packer": packers, "gpu": len(self.devices), "writer": 1}
+        return {role: counts[role] for role in self.roles.split(",")}
+
+    @property
+    def log_path(self) -> Path:
+        return self.log_file or self.state_dir / "vnp.log"
+
+    def worker_settings(self, redis_url: str) -> WorkerSettings:
+        """The same settings as worker processes see them."""
+        return WorkerSettings(
+            state_dir=str(self.state_dir.absolute()),
+            redis_url=redis_url,
+            node=socket.gethostname(),
+            namespace=self.namespace,
+            esm2=str(self.cards["esm2"].path),
+            dnabert=str(self.cards["dnabert"].path),
+            classifier=str(self.cards["classifier"].path),
+            device=self.devices[0],
+            dtype=self.resolved_dtype,
+            attention=self.attention,
+            compile=self.compile,
+            packing=self.packing,
+            esm_budget=self.esm_budget,
+            dna_budget=self.dna_budget,
+            max_rows=self.max_rows,
+            max_tokens=self.max_tokens,
+            embedding_width=self.embedding_width("virus"),
+            shard_bases=self.shard_bases,
+            shard_records=self.shard_records,
+            lease_s=self.lease_s,
+            batch_deadline_s=self.batch_deadline_s,
+            window_shards=self.window_shards,
+            window_bytes=self.window_bytes,
+            threads=self.threads,
+            log_file=str(self.log_path.absolute()),
+            log_level=self.log_level,
+        )
+
+    def changed(self, **settings: Any) -> Config:
+        """The same configuration with other values of some settings."""
+        return Config(**{**self.model_dump(), **settings})
+
+
+def load(flags: Mapping[str, Any], path: Path | None = None) -> Config:
+    """The configuration from file, environment and flags, the later the stronger.
+
+    path: the file of --config; else VNP_CONFIG, else /etc/vnp/vnp.toml where that exists. Flags
+    that are None count as not given. Raises ConfigError, one line.
+    """
+    _refuse_unknown_variables()
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        # In this order: keyword arguments are stronger than the environment in pydantic-settings,
+        # so of the file's values only those without a variable may be passed.
+        values = _read_file(path)
+        from_file = {k: v for k, v in values.items() if f"{PREFIX}{k.upper()}" not in os.environ}
+        return Config(**{**from_file, **given})
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error)) from error
+
+
+def _read_file(path: Path | None) -> dict[str, Any]:
+    named = path or (Path(os.environ["VNP_CONFIG"]) if os.environ.get("VNP_CONFIG") else None)
+    source = named or SYSTEM_FILE
+    try:
+        values = tomllib.loads(source.read_text())
+    except FileNotFoundError:
+        if named is None:
+            return {}
+        raise ConfigError(f"configuration file {source} does not exist") from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"configuration file {source} cannot be read: {error}") from error
+    for key in values:
+        if key not in Config.model_fields:
+            raise ConfigError(f"{source}: unknown setting {key!r}{_meant(key)}")
+    return values
+
+
+def _refuse_unknown_variables() -> None:
+    for name in os.environ:
+        key = name.removeprefix(PREFIX).lower()
+        known = key in Config.model_fields or name in OTHER_VARIABLES
+        if name.startswith(PREFIX) and not known:
+            raise ConfigError(f"unknown variable {name}{_meant(key, PREFIX)}; unset it")
+
+
+def _meant(key: str, prefix: str = "") -> str:
+    close = difflib.get_close_matches(key, Config.model_fields, 1)
+    if not close:
+        return ""
+    name = f"{prefix}{close[0].upper()}" if prefix else close[0]
+    return f"; did you mean {name}?"
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"])) or "configuration"
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"setting {where}: {reason} (given: {problem['input']!r})" if problem["loc"] else reason

@@ -1,0 +1,84 @@
+"""`vnp run`: the whole service in one foreground command, for one job, on a private Redis.
+
+Its state folder lies in a runtime folder named after OUT, and nothing in it is needed to resume:
+the manifest in OUT is the only truth, and the same command again goes on from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+
+import click
+from rich.console import Console
+
+from daemon.client import JobRequest, JobWatch, submit
+from daemon.config import Config
+from daemon.progress import Progress, print_result
+from daemon.runtime import runtime_folder
+from daemon.service import TICK_S, Service
+from ops.durable import FileLock
+from ops.errors import VnpError
+from ops.jobs import FINISHED, JobStore, Outcome
+from workers.logs import configure_logs
+from workers.loop import StopFlag
+
+
+class JobFailedError(VnpError):
+    """The job ended without a result; carries its exit code."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.message)
+        self.exit_code = outcome.exit_code
+
+
+def run_foreground(config: Config, request: JobRequest, console: Console, as_json: bool) -> int:
+    """Computes one job and prints its calls; returns the exit code of the job.
+
+    130 or 143 when a signal ended it; what was committed by then stays, and the same command goes
+    on from it.
+    """
+    folder = runtime_folder(request.out_path)
+    busy = f"{request.out_path} is in use by another vnp run; wait for it or choose another --out"
+    lock = FileLock(folder / "lock", busy)
+    try:
+        for left in folder.glob("state*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        state = folder / "state"
+        return _run(config.changed(state_dir=state, redis_url=None), request, console, as_json)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def _run(config: Config, request: JobRequest, console: Console, as_json: bool) -> int:
+    job = submit(config, request)
+    os.environ["VNP_LOG_FILE_ONLY"] = "1"
+    configure_logs("supervisor", level=config.log_level, log_file=str(config.log_path))
+    stop = StopFlag()
+    outcome = _compute(config, job, console, stop)
+    if outcome is None:
+        console.print(f"vnp: stopped; the same command goes on from {request.out_path}")
+        return 128 + stop.signal
+    if outcome.state != FINISHED:
+        raise JobFailedError(outcome)
+    if as_json:
+        click.echo(json.dumps({"id": job, "state": outcome.state, "out": str(request.out_path)}))
+    else:
+        trained = JobStore(config.state_dir).spec(job).identity.trained
+        print_result(request.out_path, Console(), trained)
+    return outcome.exit_code
+
+
+def _compute(config: Config, job: str, console: Console, stop: StopFlag) -> Outcome | None:
+    """Runs the service until the job has ended; None when a signal came first."""
+    store = JobStore(config.state_dir)
+    with Service(config) as service, Progress(console) as progress:
+        watch = JobWatch(config, job, service.redis_url)
+        while (outcome := store.outcome(job)) is None and not stop.raised:
+            service.tick()
+            progress.show(watch.view() if service.ready else None)
+            time.sleep(TICK_S)
+    return outcome

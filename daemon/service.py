@@ -1,0 +1,124 @@
+"""`vnpd`: the resident service. Starts the supervisor, says when it is ready, ends in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import click
+
+from broker.server import PrivateServer
+from daemon.cli import config_option, load_config, run_command
+from daemon.client import describe_models
+from daemon.config import Config
+from daemon.supervisor import Supervisor, make_children
+from ops.durable import FileLock, describe_os_error, make_dir, write_atomic
+from workers.logs import configure_logs, get_log
+from workers.loop import StopFlag
+
+TICK_S = 0.05
+
+
+class Service:
+    """The processes of one state folder; a context manager, so that nothing outlives an error.
+
+    At most one per state folder (a lock says so). STATE/service.json tells clients where Redis is,
+    which identity is served, and whether the models are loaded.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.state = Path(config.state_dir)
+        config.cards  # noqa: B018 - a missing model is told before anything starts
+        try:
+            make_dir(self.state)
+        except OSError as error:
+            raise describe_os_error(error, self.state) from error
+        self.lock = FileLock(
+            self.state / "service.lock", f"another vnpd serves {self.state}; stop it first"
+        )
+        server = None if config.redis_url else PrivateServer(self.state.absolute() / "redis")
+        self.redis_url = config.redis_url or (server.url if server else "")
+        settings = config.worker_settings(self.redis_url)
+        children = make_children(config.role_counts, settings.to_environment(), config.devices)
+        self.supervisor = Supervisor(children, server)
+        self.ready = False
+
+    def __enter__(self) -> Service:
+        try:
+            if self.supervisor.server is not None:
+                self.supervisor.server.start()
+        except BaseException:
+            self.lock.release()
+            raise
+        self._publish()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.supervisor.stop()
+        (self.state / "service.json").unlink(missing_ok=True)
+        self.lock.release()
+
+    def tick(self) -> None:
+        """Tends the children; publishes readiness when it comes and when it goes."""
+        self.supervisor.tick()
+        if self.supervisor.ready != self.ready:
+            self.ready = self.supervisor.ready
+            self._publish()
+            if self.ready:
+                get_log("supervisor").info("service.ready", message="every role takes work")
+
+    def _publish(self) -> None:
+        identity = self.config.identity("virus", None, allow_chunk_length=True)
+        facts: dict[str, Any] = {
+            "pid": os.getpid(),
+            "redis_url": self.redis_url,
+            "ready": self.ready,
+            "identity": {"digest": identity.digest, "models": describe_models(self.config)},
+        }
+        write_atomic(self.state / "service.json", json.dumps(facts).encode() + b"\n")
+
+
+def serve(config: Config) -> int:
+    """Runs until SIGTERM or SIGINT; returns the exit code."""
+    make_dir(Path(config.state_dir))
+    configure_logs("supervisor", level=config.log_level, log_file=str(config.log_path))
+    stop = StopFlag()
+    with Service(config) as service:
+        while not stop.raised:
+            service.tick()
+            time.sleep(TICK_S)
+    return 0
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@config_option
+@click.option("--roles", help="Only these, with commas: planner,packer,gpu,writer.")
+@click.option("--redis-url", help="A Redis that runs already (default: a private one).")
+@click.option("--device", help="cpu, or cuda:N, several with commas.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16", "fp8"]))
+@click.option("--packers", type=click.IntRange(min=1), help="Number of packer processes.")
+def vnpd(config_file: Path | None, **flags: Any) -> int:
+    """The resident service: keeps the models loaded and computes the jobs of vnp-submit.
+
+    Ends in order on SIGTERM; unfinished jobs go on at the next start.
+    """
+    return serve(load_config(config_file, **flags))
+
+
+def main() -> None:
+    sys.exit(run_command(vnpd))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What the looking commands print: status, list, logs, results, verify, models."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from daemon.client import JobView, JobWatch, find_out, require_service
+from daemon.config import Config
+from daemon.progress import describe
+from ops.errors import NoInputError, UnavailableError
+from ops.jobs import JobStore
+
+FOLLOW_POLL_S = 0.2
+EX_IOERR = 74
+
+
+def status(config: Config, job: str | None, as_json: bool) -> None:
+    """One job, or the service and what it has to do."""
+    facts = service_facts(config)
+    url = facts.get("redis_url")
+    if job is not None:
+        view = JobWatch(config, job, url).view()
+        click.echo(json.dumps(vars(view)) if as_json else _block(view))
+        return
+    store = JobStore(config.state_dir)
+    views = [JobWatch(config, id_, url).view() for id_ in store.unfinished()]
+    if as_json:
+        click.echo(json.dumps({"service": facts, "jobs": [vars(view) for view in views]}))
+        return
+    word = ("ready" if facts["ready"] else "loading models") if facts else "not running"
+    click.echo(f"service  {word}")
+    for view in views:
+        click.echo(_line(view))
+
+
+def service_facts(config: Config) -> dict[str, Any]:
+    """What the running service says of itself; empty when none runs."""
+    try:
+        return require_service(config)
+    except UnavailableError:
+        return {}
+
+
+def _block(view: JobView) -> str:
+    rows = {
+        "job": view.id,
+        "state": f"{view.state} {view.share:.0%}" if view.state == "running" else view.state,
+        "progress": describe(view),
+        "message": view.message,
+        "models": "" if view.trained else "UNTRAINED: these calls mean nothing",
+        "out": view.out,
+        "submitted": view.created,
+    }
+    return "\n".join(f"{name:<10} {value}" for name, value in rows.items() if value)
+
+
+def _line(view: JobView) -> str:
+    return "\t".join((view.id, view.state, f"{view.share:.0%}", view.created, view.out))
+
+
+def jobs(config: Config, as_json: bool) -> None:
+    """All jobs, oldest first."""
+    store = JobStore(config.state_dir)
+    views = [JobWatch(config, job, None).view() for job in store.list()]
+    if as_json:
+        click.echo(json.dumps([vars(view) for view in views]))
+        return
+    click.echo("id\tstate\tdone\tsubmitted\tout")
+    for view in views:
+        click.echo(_line(view))
+
+
+def logs(config: Config, job: str, follow: bool) -> None:
+    """The job's lines of the service's log file."""
+    store = JobStore(config.state_dir)
+    store.spec(job)
+    mark = f'"job.id": "{job}"'
+    try:
+        stream = config.log_path.open()
+    except OSError as error:
+        raise NoInputError(
+            f"log file {config.log_path} cannot be read: {error.strerror}"
+        ) from error
+    with stream:
+        ended = False
+        while True:
+            for line in stream:
+                if mark in line:
+                    click.echo(line, nl=False)
+            if not follow or ended:
+                return
+            ended = store.outcome(job) is not None
+            time.sleep(FOLLOW_POLL_S)
+
+
+def results(config: Config, name: str) -> None:
+    """sequences.tsv of a finished job."""
+    path = find_out(config, name) / "sequences.tsv"
+    try:
+        with path.open("rb") as stream:
+            shutil.copyfileobj(stream, sys.stdout.buffer)
+    except FileNotFoundError:
+        raise NoInputError(f"{name} has not finished; see `vnp status {name}`") from None
+
+
+def verify(config: Config, name: str) -> int:
+    """Everything in an output folder, read again."""
+    from ops.verify import verify_output
+
+    out: Path = find_out(config, name)
+    report = verify_output(out)
+    for problem in report.problems:
+        click.echo(f"vnp: {problem}", err=True)
+    click.echo(
+        f"{out}: {report.shards} of {report.num_shards} shards, {report.rows} rows, "
+        f"{report.records} records, {report.files} files; "
+        + ("all as committed" if report.ok else f"{len(report.problems)} problems")
+    )
+    return 0 if report.ok else EX_IOERR
+
+
+def models(config: Config, as_json: bool) -> None:
+    """All models that can be named, with what is known of them."""
+    from ops.modelstore import list_models
+
+    cards = list_models([config.models_dir])
+    if as_json:
+        click.echo(json.dumps([{**vars(card), "path": str(card.path)} for card in cards]))
+        return
+    click.echo("name\tkind\twidth\tlayers\ttrained\tdigest")
+    for card in cards:
+        trained = "trained" if card.trained else "UNTRAINED"
+        cells = (card.name, card.kind, card.width, card.layers, trained, card.digest[:19])
+        click.echo("\t".join(map(str, cells)))

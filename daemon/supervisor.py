@@ -1,0 +1,202 @@
+"""The supervisor: starts the private Redis and one process per role and slot, and keeps them alive.
+
+A dead child is replaced after a pause that grows with repeated failures. Children die with the
+supervisor (PR_SET_PDEATHSIG), so kill -9 of it leaves nothing behind. It knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from broker.server import PrivateServer
+from ops.errors import VnpError
+from workers.logs import get_log
+from workers.loop import PREDECESSOR_SIGNAL, READY_FD, SLOT, die_with_parent
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
+#: A child that lived this long has recovered: its next death is a first death again.
+HEALTHY_AFTER_S = 30.0
+#: Time that children have to end their step on SIGTERM, before SIGKILL.
+STOP_LIMIT_S = 20.0
+#: Deaths by these signals are the work's own doing; the successor is told, and attributes them.
+ATTRIBUTED = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE)
+#: Stopped first to last: no new work, then no new batches, then what is complete is committed.
+STOP_ORDER = ("planner", "packer", "gpu", "writer")
+
+
+class ChildFailedError(VnpError):
+    """A child cannot start, and a new one could not either; carries the child's exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass
+class Child:
+    """One role and slot, and the process that fills it now."""
+
+    role: str
+    slot: int
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    ready: bool = False
+    started_at: float = 0.0
+    start_at: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+    predecessor_signal: str = ""
+    _report: IO[bytes] | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.role}-{self.slot}"
+
+    def start(self) -> None:
+        """Starts a fresh process; its own group, so that Ctrl-C reaches the supervisor only."""
+        read_end, write_end = os.pipe()
+        environment = {
+            **os.environ,
+            **self.environment,
+            SLOT: str(self.slot),
+            READY_FD: str(write_end),
+            PREDECESSOR_SIGNAL: self.predecessor_signal,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"workers.{self.role}"],
+            env=environment,
+            pass_fds=[write_end],
+            stdin=subprocess.DEVNULL,
+            preexec_fn=partial(die_with_parent, os.getpid()),
+            process_group=0,
+        )
+        os.close(write_end)
+        os.set_blocking(read_end, False)
+        self._report = os.fdopen(read_end, "rb")
+        self.ready = False
+        self.started_at = time.monotonic()
+
+    def read_report(self) -> None:
+        """Notes that the child is ready; raises ChildFailedError when it says that it cannot be."""
+        if self._report is None:
+            return
+        line = self._report.read()
+        if not line:
+            return
+        self._report.close()
+        self._report = None
+        report = json.loads(line)
+        if "error" in report:
+            raise ChildFailedError(report["error"], report["exit_code"])
+        self.ready = True
+
+    def note_death(self, code: int) -> None:
+        """Plans the successor: after a pause, and told of the signal if the work was its cause."""
+        now = time.monotonic()
+        if now - self.started_at > HEALTHY_AFTER_S:
+            self.pause_s = FIRST_PAUSE_S
+        self.start_at = now + self.pause_s
+        self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
+        attributed = -code in ATTRIBUTED
+        self.predecessor_signal = signal.Signals(-code).name if attributed else ""
+        self.process = None
+        self.ready = False
+
+
+class Supervisor:
+    """All children of one service; `tick()` is called every tenth of a second or so."""
+
+    def __init__(self, children: list[Child], server: PrivateServer | None) -> None:
+        self.log = get_log("supervisor")
+        self.children = children
+        self.server = server
+
+    @property
+    def ready(self) -> bool:
+        """True when every role holds what it needs (models loaded) and could take work."""
+        return all(child.ready for child in self.children)
+
+    def tick(self) -> None:
+        """Replaces what has died; raises ChildFailedError when a child cannot start at all."""
+        if self.server is not None and not self.server.alive:
+            self.log.error("redis.died", message="the private Redis died; starting a fresh one")
+            self.server.start()
+        for child in self.children:
+            self._tend(child)
+
+    def _tend(self, child: Child) -> None:
+        if child.process is None:
+            if time.monotonic() >= child.start_at:
+                child.start()
+            return
+        child.read_report()
+        code = child.process.poll()
+        if code is not None:
+            child.read_report()
+            child.note_death(code)
+            self.log.error(
+                "worker.died",
+                message=f"{child.name} ended with {describe_exit(code)}; a fresh one follows",
+                worker=child.name,
+                exit_code=code,
+            )
+
+    def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
+        """Ends all children in STOP_ORDER, each with what is left of limit_s, then Redis."""
+        deadline = time.monotonic() + limit_s
+        for role in STOP_ORDER:
+            group = [c.process for c in self.children if c.role == role and c.process is not None]
+            for process in group:
+                process.terminate()
+            for process in group:
+                end_process(process, deadline)
+        if self.server is not None:
+            self.server.stop()
+
+
+def end_process(process: subprocess.Popen[bytes], deadline: float) -> None:
+    """Waits for a terminated process until the deadline (monotonic seconds), then kills it."""
+    try:
+        process.wait(max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def describe_exit(code: int) -> str:
+    """An exit status in words: "signal SIGKILL", "exit code 1"."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def make_children(
+    roles: Mapping[str, int], environment: Mapping[str, str], devices: list[str]
+) -> list[Child]:
+    """One Child per role and slot; roles maps a role to its number of processes.
+
+    Gpu workers take one device each ("cpu" or "cuda:N"); CUDA is hidden from everybody else, and a
+    gpu worker sees only its own device.
+    """
+    children = []
+    for role, count in roles.items():
+        for slot in range(count):
+            device = devices[slot] if role == "gpu" else "cpu"
+            visible = device.partition(":")[2] if device.startswith("cuda") else ""
+            own = {**environment, "CUDA_VISIBLE_DEVICES": visible}
+            children.append(Child(role, slot, own))
+    return children
+
+
+def private_server(directory: Path) -> PrivateServer:
+    """Starts a Redis of our own on a socket in `directory`."""
+    server = PrivateServer(directory)
+    server.start()
+    return server

@@ -1,0 +1,273 @@
+"""Cutting an input into shards: from the input and the job's parameters alone, so that every run of
+the job cuts the same.
+
+A shard is a run of consecutive records of at most `shard_bases` letters and `shard_records`
+records. A record with more letters is *huge*: it has shards of its own, runs of its chunks. To cut
+a huge record its length must be known before its end has been read, hence the two passes: the first
+validates, counts, digests and remembers the lengths of huge records (at most one per `shard_bases`
+letters of input, nothing of the others); the second makes the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ops.fasta import Alphabet, Piece, input_digest, read_inputs
+from ops.frames import chunk_bounds, num_chunks
+from ops.jobs import Plan
+from ops.nouns import Ragged, ShardTask
+
+SHARD_BASES = 1 << 20
+SHARD_RECORDS = 8_192
+#: A protein or DNA sequence that is embedded whole is never cut. One longer than this has more
+#: tokens than any model takes (a DNABERT-S token has at most 32 bases), and is not even carried.
+LONGEST_WHOLE = 1 << 20
+
+
+@dataclass(frozen=True)
+class CutParams:
+    """What the cut and its tasks depend on, beside the input."""
+
+    job: str
+    identity: str
+    pipeline: str
+    chunk_length: int
+    keep_embeddings: bool
+    uracil_as_t: bool
+    shard_bases: int = SHARD_BASES
+    shard_records: int = SHARD_RECORDS
+
+    @property
+    def alphabet(self) -> Alphabet:
+        return "protein" if self.pipeline == "protein" else "nucleotide"
+
+    @property
+    def huge_from(self) -> int:
+        """Records with more letters than this are huge."""
+        if self.pipeline == "virus":
+            return self.shard_bases
+        return max(self.shard_bases, LONGEST_WHOLE)
+
+    @property
+    def chunks_per_shard(self) -> int:
+        return max(1, self.shard_bases // self.chunk_length)
+
+    def chunks_of(self, length: int) -> int:
+        """Chunks of a record: the record itself, when it has letters, in protein and dna jobs."""
+        if self.pipeline != "virus":
+            return int(length > 0)
+        return int(num_chunks(length, self.chunk_length))
+
+    def shards_of_huge(self, length: int) -> int:
+        if self.pipeline != "virus":
+            return 1
+        return -(-self.chunks_of(length) // self.chunks_per_shard)
+
+
+@dataclass
+class _Group:
+    """The run of records that is being filled; the same arithmetic in both passes."""
+
+    params: CutParams
+    records: int = 0
+    letters: int = 0
+
+    def has_room(self, length: int) -> bool:
+        full = self.records >= self.params.shard_records
+        return not full and self.letters + length <= self.params.shard_bases
+
+    def add(self, length: int) -> None:
+        self.records += 1
+        self.letters += length
+
+    def clear(self) -> bool:
+        """Empties it; True when it held a shard."""
+        held = self.records > 0
+        self.records = self.letters = 0
+        return held
+
+
+class PlanScan:
+    """The first pass: iterate to read on; when the iteration ends, `result` is the plan.
+
+    Every step reads one piece of at most a few MB, so that the caller may do other things in
+    between. Raises NoInputError and DataError for inputs that cannot be used.
+    """
+
+    def __init__(self, inputs: Sequence[Path], params: CutParams) -> None:
+        self.params = params
+        self._digest = input_digest()
+        self._pieces = read_inputs(inputs, params.alphabet, self._digest)
+        self._group = _Group(params)
+        self._records = self._letters = self._chunks = self._shards = 0
+        self._ambiguous = self._uracil = 0
+        self._huge: dict[int, int] = {}
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the letters read so far."""
+        for piece in self._pieces:
+            self._letters += len(piece.letters)
+            self._uracil += piece.letters.count(b"U")
+            if self.params.pipeline != "protein":
+                self._ambiguous += len(piece.letters.translate(None, b"ACGTU"))
+            if piece.last:
+                self._add_record(piece.ordinal, piece.start + len(piece.letters))
+            yield self._letters
+        self._shards += self._group.clear()
+
+    def _add_record(self, ordinal: int, length: int) -> None:
+        self._records += 1
+        self._chunks += self.params.chunks_of(length)
+        if length > self.params.huge_from:
+            self._huge[ordinal] = length
+            self._shards += self._group.clear() + self.params.shards_of_huge(length)
+            return
+        if not self._group.has_room(length):
+            self._shards += self._group.clear()
+        self._group.add(length)
+
+    @property
+    def result(self) -> Plan:
+        return Plan(
+            records=self._records,
+            letters=self._letters,
+            chunks=self._chunks if self.params.pipeline == "virus" else 0,
+            shards=self._shards,
+            input_digest=f"sha256:{self._digest.hexdigest()}",
+            huge_lengths=self._huge,
+            ambiguous=self._ambiguous,
+            uracil=self._uracil if self.params.pipeline != "protein" else 0,
+            shard_bases=self.params.shard_bases,
+            shard_records=self.params.shard_records,
+        )
+
+
+def plan_input(inputs: Sequence[Path], params: CutParams) -> PlanScan:
+    """Starts the first pass over the inputs."""
+    return PlanScan(inputs, params)
+
+
+def cut_shards(
+    inputs: Sequence[Path],
+    params: CutParams,
+    huge_lengths: Mapping[int, int],
+    skip: Callable[[int], bool] = lambda shard: False,
+) -> Iterator[ShardTask]:
+    """The second pass: the tasks in the order of their numbers, but for those that `skip` names."""
+    return _Cutter(params, huge_lengths, skip).cut(read_inputs(inputs, params.alphabet))
+
+
+@dataclass
+class _Part:
+    """A record, or the part of a huge one, that goes into a task."""
+
+    ordinal: int
+    name: str
+    length: int
+    first_chunk: int
+    stop_chunk: int
+    offset: int
+    letters: bytes
+
+
+@dataclass
+class _Cutter:
+    """Collects pieces into parts, and parts into tasks; holds at most a shard and a piece."""
+
+    params: CutParams
+    huge_lengths: Mapping[int, int]
+    skip: Callable[[int], bool]
+    shard: int = 0
+    group: _Group = field(init=False)
+    parts: list[_Part] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.group = _Group(self.params)
+
+    def cut(self, pieces: Iterator[Piece]) -> Iterator[ShardTask]:
+        held: list[bytes] = []
+        for piece in pieces:
+            length = self.huge_lengths.get(piece.ordinal)
+            if length is not None:
+                yield from self._flush()
+                yield from self._cut_huge(piece, pieces, length)
+                continue
+            held.append(piece.letters)
+            if piece.last:
+                yield from self._add_record(piece, b"".join(held))
+                held.clear()
+        yield from self._flush()
+
+    def _add_record(self, piece: Piece, letters: bytes) -> Iterator[ShardTask]:
+        if not self.group.has_room(len(letters)):
+            yield from self._flush()
+        self.group.add(len(letters))
+        chunks = self.params.chunks_of(len(letters))
+        self.parts.append(_Part(piece.ordinal, piece.name, len(letters), 0, chunks, 0, letters))
+
+    def _flush(self) -> Iterator[ShardTask]:
+        if self.group.clear():
+            parts, self.parts = self.parts, []
+            yield from self._emit(parts)
+
+    def _emit(self, parts: list[_Part]) -> Iterator[ShardTask]:
+        number = self.shard
+        self.shard += 1
+        if not self.skip(number):
+            yield self._task(number, parts)
+
+    def _cut_huge(self, piece: Piece, pieces: Iterator[Piece], length: int) -> Iterator[ShardTask]:
+        """The shards of one huge record, whose first piece is given."""
+        chunks = self.params.chunks_of(length)
+        if self.params.pipeline != "virus":
+            while not piece.last:
+                piece = next(pieces)
+            yield from self._emit([_Part(piece.ordinal, piece.name, length, 0, chunks, 0, b"")])
+            return
+        held, at = piece.letters, 0
+        for first in range(0, chunks, self.params.chunks_per_shard):
+            stop = min(first + self.params.chunks_per_shard, chunks)
+            bounds = chunk_bounds(length, self.params.chunk_length, first, stop)
+            start, end = int(bounds[0, 0]), int(bounds[-1, 1])
+            while at + len(held) < end:
+                piece = next(pieces)
+                held = held[max(start - at, 0) :] + piece.letters
+                at = piece.start + len(piece.letters) - len(held)
+            letters = held[start - at : end - at]
+            yield from self._emit(
+                [_Part(piece.ordinal, piece.name, length, first, stop, start, letters)]
+            )
+        while not piece.last:  # it may be empty
+            piece = next(pieces)
+
+    def _task(self, number: int, parts: list[_Part]) -> ShardTask:
+        params = self.params
+
+        def column(name: str, dtype: type) -> NDArray[Any]:
+            return np.fromiter((getattr(p, name) for p in parts), dtype, len(parts))
+
+        length = column("length", np.uint64)
+        chunks = np.fromiter((params.chunks_of(p.length) for p in parts), np.uint32, len(parts))
+        return ShardTask(
+            job=params.job,
+            shard=number,
+            identity=params.identity,
+            pipeline=params.pipeline,
+            chunk_length=params.chunk_length,
+            keep_embeddings=params.keep_embeddings,
+            uracil_as_t=params.uracil_as_t,
+            record=column("ordinal", np.uint64),
+            name=Ragged.from_bytes(p.name.encode() for p in parts),
+            length=length,
+            num_chunks=chunks,
+            first_chunk=column("first_chunk", np.uint32),
+            stop_chunk=column("stop_chunk", np.uint32),
+            offset=column("offset", np.uint64),
+            sequence=Ragged.from_bytes(p.letters for p in parts),
+        )

@@ -1,0 +1,176 @@
+"""Files that survive a crash at any moment: atomic replacement, locks, clean-up of what was begun.
+
+A file is complete or absent: it is written under a temporary name in its own folder, fsynced,
+renamed, and the folder is fsynced, because a rename is only durable when its folder is.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ops.errors import OutputError, PermissionDeniedError, VnpError
+
+#: What a lock that is held, or a file system without locks, answers.
+_BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+
+
+def fsync_dir(path: Path) -> None:
+    """Makes renames, creations and removals in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_dir(path: Path, mode: int = 0o777) -> None:
+    """Creates a folder and its missing parents durably; one that exists is left as it is."""
+    missing = []
+    folder = path
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for folder in reversed(missing):
+        folder.mkdir(mode=mode, exist_ok=True)
+        fsync_dir(folder.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """The name under which `path` is written; `remove_temporary` knows it again."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary stream whose bytes become `path`, whole and durable, when the block ends well."""
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replaces `path` by `data`; after a crash it holds all of the old or all of the new."""
+    with atomic_file(path) as stream:
+        stream.write(data)
+
+
+def create_exclusive(path: Path, data: bytes) -> bool:
+    """Like write_atomic, but only when `path` does not exist; False when it does."""
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+    return True
+
+
+def remove_durably(path: Path) -> None:
+    """Removes a file if it is there, durably."""
+    path.unlink(missing_ok=True)
+    fsync_dir(path.parent)
+
+
+def remove_temporary(folder: Path) -> int:
+    """Removes what killed processes left half-written in a folder; returns how many files."""
+    stray = [p for p in folder.glob(".*.tmp-*") if p.is_file()] if folder.is_dir() else []
+    for path in stray:
+        path.unlink(missing_ok=True)
+    return len(stray)
+
+
+def append_line(descriptor: int, line: bytes, size: int) -> int:
+    """Appends one line to a file of `size` bytes and fsyncs it; returns the new size.
+
+    A line that cannot be written whole (a full disk) is taken back, so that a later line never
+    follows a torn one. Raises OSError; the file then ends where it ended before.
+    """
+    assert line.endswith(b"\n")
+    try:
+        written = os.write(descriptor, line)
+        if written != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+    return size + len(line)
+
+
+def describe_os_error(error: OSError, path: Path) -> VnpError:
+    """An OSError of writing at `path` as the line that a user reads."""
+    reason = (error.strerror or str(error)).lower()
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return PermissionDeniedError(f"{path} cannot be written ({reason}); choose another folder")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"no space left for {path} ({reason}); free some, then run it again")
+    return OutputError(f"{path} cannot be written ({reason}); choose another folder")
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that a user may still write on the file system of `path` (or its nearest parent)."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+class FileLock:
+    """An exclusive flock, taken at once or not at all; it dies with its process.
+
+    The file stays when the lock is released: removing it would let two processes hold "the" lock.
+    `busy` is the message for a lock that somebody else holds; the holder is added to it.
+    Raises OutputError (held, or a file system without locks), PermissionDeniedError.
+    """
+
+    def __init__(self, path: Path, busy: str | None = None) -> None:
+        self.path = path
+        try:
+            make_dir(path.parent)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise describe_os_error(error, path) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._descriptor, 256, 0).decode(errors="replace").strip()
+            os.close(self._descriptor)
+            if error.errno not in _BUSY:
+                raise OutputError(f"{path} cannot be locked ({error}); use a local disk") from error
+            message = busy or f"{path} is held by another process; stop that one first"
+            raise OutputError(f"{message} (held by {holder or 'unknown'})") from error
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Gives the lock back; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,242 @@
+"""A strict, streaming FASTA reader over bytes: plain or gzip, by magic bytes and not by name.
+
+What it accepts and what it refuses, each case with one outcome:
+
+| case | outcome |
+|---|---|
+| UTF-8 byte-order mark; LF, CRLF or CR; blank lines anywhere; no final newline | read |
+| spaces and tabs inside sequence lines | removed |
+| lower case | upper-cased |
+| empty file; a record without letters, also the last | no records; a record of length 0 |
+| the same name twice | read; records are told apart by their ordinal |
+| a header that is not UTF-8 | read as Latin-1 |
+| letters that the alphabet lacks (digits, `*`, `-`, NUL; protein read as nucleotide) | refused |
+| text before the first `>` (HTML, FASTQ, a table) | refused |
+| truncated or damaged gzip | refused |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal, Protocol
+
+from isal import igzip, isal_zlib
+
+from ops.errors import DataError, NoInputError
+
+Alphabet = Literal["nucleotide", "protein"]
+
+BLOCK_BYTES = 1 << 20
+#: A record longer than this arrives in several pieces.
+PIECE_LETTERS = 1 << 20
+GZIP_MAGIC = b"\x1f\x8b"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+LETTERS: dict[str, bytes] = {
+    "nucleotide": b"ACGTUNRYSWKMBDHV",
+    "protein": b"ABCDEFGHIJKLMNOPQRSTUVWXYZ*-.",
+}
+#: isal's own error; its stubs call it an instance.
+_GzipError: type[Exception] = vars(isal_zlib)["error"]
+_BLANK = b"\n \t\v\f"
+_UPPER = bytes(range(256)).upper()
+
+
+class Digest(Protocol):
+    """What `hashlib` gives: fed with the input's decompressed bytes as they are read."""
+
+    def update(self, data: bytes, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A record, or a part of a long one. Pieces of a record follow each other, in order."""
+
+    ordinal: int  # of the record in the whole input, from 0
+    name: str  # the header's first word
+    description: str  # the rest of the header
+    start: int  # 0-based position in the record of the first letter
+    letters: bytes  # upper-case
+    last: bool  # the record ends here
+
+
+def read_inputs(
+    paths: Sequence[Path], alphabet: Alphabet, digest: Digest | None = None
+) -> Iterator[Piece]:
+    """All records of several files, one after another, in pieces of bounded size.
+
+    Raises NoInputError (missing, unreadable, a folder) and DataError (content), which name file,
+    line and record.
+    """
+    ordinal = 0
+    for path in paths:
+        reader = _Reader(path, alphabet, ordinal)
+        yield from reader.pieces(digest)
+        ordinal = reader.next_ordinal
+
+
+def check_readable(path: Path) -> None:
+    """Raises NoInputError for an input that is missing, a folder, special, or not readable."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise NoInputError(f"{path} is a folder; name the FASTA files in it")
+        if not stat.S_ISREG(mode):
+            raise NoInputError(f"{path} is not a regular file; use - to read from standard input")
+        path.open("rb").close()
+    except OSError as error:
+        raise NoInputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def input_digest() -> hashlib._Hash:
+    """sha256 over the decompressed bytes of all inputs: a gzipped copy is the same input."""
+    return hashlib.sha256()
+
+
+class _Reader:
+    """The pieces of one file. `_line` counts finished lines, for messages only."""
+
+    def __init__(self, path: Path, alphabet: Alphabet, first_ordinal: int) -> None:
+        self.path = path
+        self.alphabet = alphabet
+        self.next_ordinal = first_ordinal
+        self._allowed = LETTERS[alphabet]
+        self._line = 1
+        self._open: tuple[str, str, int] | None = None  # name, description, letters so far
+
+    def pieces(self, digest: Digest | None) -> Iterator[Piece]:
+        """Cuts the text before its last header; what follows waits for more, or becomes a piece."""
+        pending = b""
+        started = False
+        for text in _unix_lines(self._blocks(), digest):
+            pending += text
+            if not started:
+                pending = self._skip_to_first_header(pending)
+                started = pending != b""
+            cut = pending.rfind(b"\n>")
+            if cut >= 0:
+                yield from self._records(pending[:cut], complete=True)
+                self._line += 1
+                pending = pending[cut + 1 :]
+            if len(pending) > PIECE_LETTERS:
+                # The last byte stays: what follows then starts inside a line, or with a newline,
+                # and so a > at its start is never taken for a header.
+                yield from self._records(pending[:-1], complete=False)
+                pending = pending[-1:]
+        if started:
+            yield from self._records(pending, complete=True)
+
+    def _blocks(self) -> Iterator[bytes]:
+        check_readable(self.path)
+        try:
+            with _open(self.path) as stream:
+                while block := stream.read(BLOCK_BYTES):
+                    yield block
+        except (EOFError, OSError, _GzipError) as error:
+            raise DataError(
+                f"{self.path}: the compressed data is damaged or cut off after line {self._line} "
+                f"({error}); fetch the file again"
+            ) from error
+
+    def _skip_to_first_header(self, text: bytes) -> bytes:
+        """Drops blank lines before the first header; anything else there is not FASTA."""
+        kept = text.lstrip(_BLANK)
+        self._line += text[: len(text) - len(kept)].count(b"\n")
+        if kept[:1] in (b"", b">"):
+            return kept
+        start = kept[:64].lower()
+        guess = "is this plain text?"
+        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+            guess = "this is an HTML or XML page, perhaps of a failed download"
+        elif start.startswith(b"@"):
+            guess = "this looks like FASTQ, which is not read yet; convert it to FASTA"
+        raise DataError(f"{self.path}, line {self._line}: not FASTA, there is no > ({guess})")
+
+    def _records(self, text: bytes, *, complete: bool) -> Iterator[Piece]:
+        """The records in a text that starts with a header, or goes on with the open record.
+
+        complete: the last record ends with the text.
+        """
+        bodies = text.split(b"\n>")
+        offset = 0
+        for number, body in enumerate(bodies):
+            last = complete or number + 1 < len(bodies)
+            at = offset
+            if self._open is None:
+                header, _, body = body[number == 0 :].partition(b"\n")
+                at += len(header) + 1 + (number == 0)
+                self._begin(header)
+            yield self._piece(body, text, at, last)
+            offset += len(bodies[number]) + 2
+        self._line += text.count(b"\n")
+
+    def _begin(self, header: bytes) -> None:
+        try:
+            words = header.decode("utf-8").split(None, 1)
+        except UnicodeDecodeError:
+            words = header.decode("latin-1").split(None, 1)
+        name, description = (*words, "", "")[:2]
+        self._open = (name, description.rstrip(), 0)
+
+    def _piece(self, body: bytes, text: bytes, at: int, last: bool) -> Piece:
+        """`body` stands in `text` at offset `at`: for messages only."""
+        assert self._open is not None
+        name, description, start = self._open
+        letters = body.translate(_UPPER, _BLANK)
+        if bad := letters.translate(None, self._allowed):
+            where = at + next(i for i, byte in enumerate(body) if _UPPER[byte] == bad[0])
+            self._refuse(name, self._line + text[:where].count(b"\n"), bad[0])
+        piece = Piece(self.next_ordinal, name, description, start, letters, last)
+        self._open = None if last else (name, description, start + len(letters))
+        self.next_ordinal += last
+        return piece
+
+    def _refuse(self, name: str, line: int, byte: int) -> None:
+        letter = chr(byte)
+        advice = "remove it, or fetch the file again"
+        if self.alphabet == "nucleotide" and letter in "EFIJLOPQXZ":
+            advice = "is this protein? then use --pipeline protein"
+        elif self.alphabet == "nucleotide" and letter in "-.":
+            advice = "gaps of an alignment; remove them"
+        elif self.alphabet == "nucleotide" and letter == "*":
+            advice = "a stop codon; is this protein? then use --pipeline protein"
+        raise DataError(
+            f"{self.path}, line {line}, record {name!r}: {letter!r} is not a letter of a "
+            f"{self.alphabet} sequence ({advice})"
+        )
+
+
+def _open(path: Path) -> IO[bytes]:
+    """The decompressed bytes of a file."""
+    stream = path.open("rb")
+    magic = stream.read(2)
+    stream.seek(0)
+    if magic != GZIP_MAGIC:
+        return stream
+    return igzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[no-untyped-call, return-value]
+
+
+def _unix_lines(blocks: Iterator[bytes], digest: Digest | None) -> Iterator[bytes]:
+    """The text with LF line ends and without byte-order mark; the digest sees it as it was."""
+    held = b""
+    first = True
+    for block in blocks:
+        if digest is not None:
+            digest.update(block)
+        text = held + block
+        if first and len(text) < len(BYTE_ORDER_MARK):
+            held = text
+            continue
+        text = text.removeprefix(BYTE_ORDER_MARK) if first else text
+        first = False
+        held = b"\r" if text.endswith(b"\r") else b""  # the other half of CRLF may follow
+        text = text[: len(text) - len(held)]
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        yield text
+    if held:
+        yield held.replace(b"\r", b"\n")

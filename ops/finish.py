@@ -1,0 +1,94 @@
+"""The last step of a job: tables and sequences from the committed shards, in bounded memory.
+
+Every file is written whole under a temporary name and then renamed; doing it all again gives the
+same bytes, so a crash in the middle needs no repair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from ops.compat import HIGHEST, PREDICTIONS, CompatWriter
+from ops.durable import atomic_file, make_dir
+from ops.errors import CorruptionError
+from ops.identity import Identity
+from ops.shardfile import ShardData, read_shard
+from ops.tables import Counts, TableWriter
+from ops.virusfasta import RecordPiece, write_virus_fasta
+
+SEQUENCES, CHUNKS, VIRUSES, COMPAT = "sequences.tsv", "chunks.tsv", "virus.fasta.gz", "compat"
+#: Everything that can be made again from the shards, in OUT.
+DERIVED = (SEQUENCES, CHUNKS, VIRUSES, f"{COMPAT}/{PREDICTIONS}", f"{COMPAT}/{HIGHEST}")
+ReadRecords = Callable[[], Iterable[RecordPiece]]
+
+
+def shard_file(shard: int) -> str:
+    """Where a shard lies in OUT; a function of its number alone."""
+    return f"shards/shard-{shard:06d}.h5"
+
+
+def read_shards(out: Path, num_shards: int, identity: Identity) -> Iterator[ShardData]:
+    """All shards in order, without embeddings. Raises CorruptionError."""
+    for number in range(num_shards):
+        path = out / shard_file(number)
+        shard = read_shard(path, embeddings=False)
+        if (shard.account.shard, shard.account.identity) != (number, identity.digest):
+            raise CorruptionError(f"{path} is not shard {number} of this job; use --force")
+        yield shard
+
+
+def write_results(
+    out: Path,
+    shards: Iterable[ShardData],
+    identity: Identity,
+    num_records: int,
+    read_records: ReadRecords,
+    compat: bool,
+) -> Counts:
+    """Writes the tables, and in virus jobs the sequences called virus; compat: two files more."""
+    is_virus_job = identity.pipeline == "virus"
+    with ExitStack() as files:
+        sequences = files.enter_context(atomic_file(out / SEQUENCES))
+        chunks = files.enter_context(atomic_file(out / CHUNKS)) if is_virus_job else None
+        tables = TableWriter(sequences, chunks, identity.uracil_as_t)
+        original = _compat_writer(out, files) if compat and is_virus_job else None
+        for shard in shards:
+            tables.add(shard)
+            if original is not None:
+                original.add(shard)
+        counts = tables.close(num_records)
+        if original is not None:
+            original.close()
+    if is_virus_job:
+        with (
+            (out / SEQUENCES).open("rb") as table,
+            atomic_file(out / VIRUSES) as target,
+        ):
+            write_virus_fasta(target, read_records(), table)
+    return counts
+
+
+def _compat_writer(out: Path, files: ExitStack) -> CompatWriter:
+    make_dir(out / COMPAT)
+    predictions = files.enter_context(atomic_file(out / COMPAT / PREDICTIONS))
+    highest = files.enter_context(atomic_file(out / COMPAT / HIGHEST))
+    return CompatWriter(predictions, highest, out / COMPAT)
+
+
+def describe_files(out: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every derived file that is there."""
+    return {
+        name: {"bytes": (out / name).stat().st_size, "sha256": file_digest(out / name)}
+        for name in DERIVED
+        if (out / name).exists()
+    }
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,291 @@
+"""Job files: what was asked (ID.json), planned, opened, ended; each written whole or not at all.
+
+The state folder is the only memory of the service: everything in Redis can be made again from it
+and from the output folders. Who writes what: the client ID.json and ID.cancel, the planner
+ID.plan.json, the writer ID.open.json, whoever ends a job ID.done.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ops.durable import create_exclusive, describe_os_error, make_dir, remove_durably, write_atomic
+from ops.errors import CorruptionError, UsageError
+from ops.identity import Identity
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: nothing to misread
+_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+T = TypeVar("T")
+#: `list[str]`, for a class that has a method of that name.
+JobIds = list[str]
+QUEUED, PLANNING, RUNNING = "queued", "planning", "running"
+FINISHED, FAILED, CANCELLED = "finished", "failed", "cancelled"
+
+
+def new_job_id(now_ms: int | None = None) -> str:
+    """12 letters and digits that sort by time: 9 of milliseconds since 1970, 3 of chance."""
+    number = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    digits = [_ALPHABET[(number >> shift) & 31] for shift in range(40, -1, -5)]
+    return "".join(digits + [secrets.choice(_ALPHABET) for _ in range(3)])
+
+
+def utc_now() -> str:
+    """This moment as RFC 3339 in UTC, to the millisecond."""
+    now = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """An input as it was when the job was submitted; it may not change afterwards."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """What was asked. Paths are absolute. `inputs` are read one after another, in order."""
+
+    id: str
+    inputs: tuple[InputFile, ...]
+    out: str
+    identity: Identity
+    created: str = field(default_factory=utc_now)
+    embeddings: bool = False
+    compat: bool = False
+    priority: int = 0
+    force: bool = False
+    allow_chunk_length: bool = False
+    same_numerics: bool = False
+    user: str = ""
+    embedding_width: int = 0  # floats a row that are kept, for the estimate of disk
+
+    @property
+    def pipeline(self) -> str:
+        return self.identity.pipeline
+
+    @property
+    def chunk_length(self) -> int:
+        return self.identity.chunk_length
+
+    @property
+    def keeps_embeddings(self) -> bool:
+        """Protein and dna jobs are there for their embeddings; virus jobs keep them if asked."""
+        return self.embeddings or self.pipeline != "virus"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> JobSpec:
+        inputs = tuple(InputFile(**source) for source in values["inputs"])
+        identity = Identity.from_dict(values["identity"])
+        return cls(**{**values, "inputs": inputs, "identity": identity})
+
+    def asks_the_same(self, other: JobSpec) -> bool:
+        """True when both would give the same files: ids, times, users and priority aside."""
+        return self._question() == other._question()
+
+    def _question(self) -> dict[str, Any]:
+        plain = replace(self, id="", created="", priority=0, force=False, user="")
+        question = {k: v for k, v in plain.to_dict().items() if k != "identity"}
+        return {**question, "identity": self.identity.digest}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the first reading of the input found, and how it is cut."""
+
+    records: int
+    letters: int
+    chunks: int  # 0 in protein and dna jobs
+    shards: int
+    input_digest: str  # "sha256:..." of the decompressed input
+    huge_lengths: Mapping[int, int] = field(default_factory=dict)  # ordinal: letters
+    ambiguous: int = 0
+    uracil: int = 0
+    shard_bases: int = 1 << 20
+    shard_records: int = 8_192
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "huge_lengths": sorted(self.huge_lengths.items())}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        huge = {int(ordinal): int(length) for ordinal, length in values["huge_lengths"]}
+        return cls(**{**values, "huge_lengths": huge})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended. state: finished, failed or cancelled; exit_code as `vnp wait` returns it."""
+
+    state: str
+    exit_code: int
+    message: str
+    finished: str = field(default_factory=utc_now)
+
+
+class JobStore:
+    """The job files of one state folder. Safe for any number of processes at once."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.folder = Path(state_dir) / "jobs"
+
+    # -- what was asked --------------------------------------------------------------------------
+
+    def create(self, spec: JobSpec) -> str:
+        """Accepts a job durably; returns its id. Raises PermissionDeniedError, OutputError."""
+        self._check_id(spec.id)
+        try:
+            make_dir(self.folder)
+            created = create_exclusive(self._path(spec.id, "json"), _dump(spec.to_dict()))
+        except OSError as error:
+            raise describe_os_error(error, self.folder) from error
+        if not created:
+            raise UsageError(f"job {spec.id} exists already; take another id")
+        return spec.id
+
+    def spec(self, job: str) -> JobSpec:
+        """Raises UsageError for a job that nobody submitted."""
+        self._check_id(job)
+        spec = self._read(job, "json", JobSpec.from_dict)
+        if spec is None:
+            raise UsageError(f"there is no job {job}; `vnp list` shows the jobs that there are")
+        return spec
+
+    def list(self) -> JobIds:
+        """All job ids, oldest first."""
+        return sorted(name[:-5] for name in self._names() if _is_spec(name))
+
+    def find_same(self, spec: JobSpec) -> str | None:
+        """The job that already does, or did, what is asked; None when it must be done (again).
+
+        Only the last job for an output folder counts, since a later one may have replaced its
+        files; and none that failed, was cancelled, or whose files are gone.
+        """
+        for job in reversed(self.list()):
+            other = self.spec(job)
+            if other.out == spec.out:
+                state = self.state(job)
+                lost = state == FINISHED and not (Path(spec.out) / "run.json").exists()
+                usable = state not in (FAILED, CANCELLED) and not lost
+                return job if usable and spec.asks_the_same(other) else None
+        return None
+
+    # -- what became of it -----------------------------------------------------------------------
+
+    def plan_or_none(self, job: str) -> Plan | None:
+        return self._read(job, "plan.json", Plan.from_dict)
+
+    def plan(self, job: str) -> Plan:
+        plan = self.plan_or_none(job)
+        assert plan is not None, f"job {job} has no plan yet"
+        return plan
+
+    def set_plan(self, job: str, plan: Plan) -> None:
+        write_atomic(self._path(job, "plan.json"), _dump(plan.to_dict()))
+
+    def opened(self, job: str) -> int | None:
+        """The epoch of the writer that holds the job's output folder; None: nobody yet."""
+        return self._read(job, "open.json", lambda values: int(values["epoch"]))
+
+    def set_open(self, job: str, epoch: int) -> None:
+        write_atomic(self._path(job, "open.json"), _dump({"epoch": epoch}))
+
+    def outcome(self, job: str) -> Outcome | None:
+        return self._read(job, "done.json", lambda values: Outcome(**values))
+
+    def set_outcome(self, job: str, outcome: Outcome) -> bool:
+        """Ends a job. The first outcome stands: False when it had one."""
+        return create_exclusive(self._path(job, "done.json"), _dump(asdict(outcome)))
+
+    def cancel(self, job: str) -> None:
+        """Asks for a job's end; a job that has ended is left alone. Raises UsageError: unknown."""
+        self.spec(job)
+        if self.outcome(job) is None:
+            write_atomic(self._path(job, "cancel"), b"")
+
+    def is_cancelled(self, job: str) -> bool:
+        return self._path(job, "cancel").exists()
+
+    def reopen(self, job: str) -> None:
+        """Makes a job that ended unfinished again: it is planned anew and goes on where it was.
+
+        The outcome goes last, so that a crash in between leaves the job ended.
+        """
+        self.spec(job)
+        for kind in ("plan.json", "cancel", "done.json"):
+            remove_durably(self._path(job, kind))
+
+    def state(self, job: str) -> str:
+        """queued, planning, running, finished, failed or cancelled. Raises UsageError: unknown.
+
+        planning: validated and planned, but no writer holds its output folder yet.
+        """
+        self.spec(job)
+        outcome = self.outcome(job)
+        if outcome is not None:
+            return outcome.state
+        if self.is_cancelled(job):
+            return CANCELLED
+        if self.opened(job) is not None:
+            return RUNNING
+        return PLANNING if self.plan_or_none(job) is not None else QUEUED
+
+    # -- what is to be done ----------------------------------------------------------------------
+
+    def unfinished(self) -> JobIds:
+        """Jobs without an outcome, oldest first."""
+        names = self._names()
+        jobs = (name[:-5] for name in names if _is_spec(name))
+        return sorted(job for job in jobs if f"{job}.done.json" not in names)
+
+    def running(self) -> JobIds:
+        """Jobs with a plan and without an outcome, oldest first: those that need a writer."""
+        names = self._names()
+        jobs = (name[:-5] for name in names if _is_spec(name) and f"{name[:-5]}.plan.json" in names)
+        return sorted(job for job in jobs if f"{job}.done.json" not in names)
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def _names(self) -> set[str]:
+        try:
+            return set(os.listdir(self.folder))  # noqa: PTH208 - names, many times a second
+        except FileNotFoundError:
+            return set()
+
+    def _path(self, job: str, kind: str) -> Path:
+        return self.folder / f"{job}.{kind}"
+
+    def _check_id(self, job: str) -> None:
+        if not _ID.fullmatch(job):
+            raise UsageError(f"{job!r} is no job id; `vnp list` shows the jobs that there are")
+
+    def _read(self, job: str, kind: str, make: Callable[[dict[str, Any]], T]) -> T | None:
+        """A job file as a value; None when there is none. Raises CorruptionError: damaged."""
+        path = self._path(job, kind)
+        try:
+            return make(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise CorruptionError(f"{path} is damaged ({error}); remove it") from error
+
+
+def _dump(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _is_spec(name: str) -> bool:
+    return name.endswith(".json") and name.count(".") == 1 and not name.startswith(".")

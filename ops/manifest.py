@@ -1,0 +1,226 @@
+"""OUT/manifest.jsonl, the commit journal: a header, then one line per writer and committed shard.
+
+Each line is JSON whose last key is the CRC-32 of the line's bytes before it. A line counts when it
+is whole: what a crash has torn off at the end never happened. A shard is committed when, and only
+when, its line stands here. Lines of an older epoch that follow a newer epoch's line were written by
+a process that had lost the folder; they count for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ops.durable import append_line
+from ops.errors import CorruptionError, IdentityError, OutputError
+from ops.identity import Identity
+
+FORMAT = 1
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeaderLine:
+    """Whose results these are: the first line. All of it must agree for a run to go on here."""
+
+    format: int = FORMAT
+    identity: Identity
+    input_digest: str
+    num_shards: int
+    num_records: int
+    embeddings: bool
+    shard_bases: int
+    shard_records: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "header", **asdict(self), "identity_digest": self.identity.digest}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochLine:
+    """A writer took over. Epochs count from 1."""
+
+    epoch: int
+    node: str
+    host: str
+    pid: int
+    time: str  # RFC 3339, UTC
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "epoch", **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardLine:
+    """A shard is committed: file (in OUT), what it holds, and the numerics hashes of its rows."""
+
+    shard: int
+    file: str
+    rows: int
+    records: int  # records, or parts of one, in the shard
+    chunks: int
+    bytes: int
+    sha256: str  # hex, of the file
+    numerics: tuple[str, ...]
+    epoch: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": "shard", **asdict(self)}
+
+
+Line = HeaderLine | EpochLine | ShardLine
+
+
+@dataclass
+class ManifestState:
+    """All that a manifest says. good_bytes: up to here it is whole; torn_bytes: what follows."""
+
+    header: HeaderLine | None = None
+    epochs: list[EpochLine] = field(default_factory=list)
+    shards: dict[int, ShardLine] = field(default_factory=dict)
+    good_bytes: int = 0
+    torn_bytes: int = 0
+
+    @property
+    def epoch(self) -> int:
+        return self.epochs[-1].epoch if self.epochs else 0
+
+    @property
+    def numerics(self) -> tuple[str, ...]:
+        return tuple(sorted({name for line in self.shards.values() for name in line.numerics}))
+
+    def apply(self, line: Line) -> ShardLine | None:
+        """Takes one line in; returns it when it commits a shard that was not committed before."""
+        if isinstance(line, HeaderLine):
+            self.header = line
+        elif isinstance(line, EpochLine):
+            if line.epoch > self.epoch:
+                self.epochs.append(line)
+        elif line.epoch == self.epoch and line.shard not in self.shards:
+            self.shards[line.shard] = line
+            return line
+        return None
+
+
+def encode_line(line: Line) -> bytes:
+    """A line as it stands in the file, CRC and newline included."""
+    body = json.dumps(line.to_dict(), separators=(",", ":")).encode()[:-1]
+    return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
+
+
+def decode_line(raw: bytes) -> Line | None:
+    """A line without its newline; None when its CRC says that it is not whole."""
+    body, mark, crc = raw[:-18], raw[-18:-10], raw[-10:]
+    if mark != b',"crc":"' or crc != b'%08x"}' % zlib.crc32(body):
+        return None
+    return _make_line(json.loads(body + b"}"))
+
+
+def _make_line(values: dict[str, Any]) -> Line:
+    kind = values.pop("kind")
+    if kind == "header":
+        if values["format"] != FORMAT:
+            raise IdentityError(
+                f"results in format {values['format']}, not {FORMAT}; choose another --out"
+            )
+        values.pop("identity_digest")
+        return HeaderLine(**{**values, "identity": Identity.from_dict(values["identity"])})
+    if kind == "epoch":
+        return EpochLine(**values)
+    if kind == "shard":
+        return ShardLine(**{**values, "numerics": tuple(values["numerics"])})
+    raise CorruptionError(f"unknown kind of manifest line: {kind!r}")
+
+
+def scan(stream: BinaryIO, path: Path) -> Iterator[tuple[Line, int]]:
+    """Whole lines from the stream's position on, each with the offset of its end.
+
+    Ends at a torn or damaged tail. Raises CorruptionError for a damaged line with whole lines after
+    it: no crash makes one.
+    """
+    offset = stream.tell()
+    damaged = False
+    for raw in stream:
+        line = decode_line(raw[:-1]) if raw.endswith(b"\n") else None
+        if line is not None and damaged:
+            raise CorruptionError(
+                f"{path} is damaged at byte {offset}; run it again with --force to compute all anew"
+            )
+        if line is None:
+            damaged = True
+            continue
+        offset += len(raw)
+        yield line, offset
+
+
+def read_manifest(path: Path) -> ManifestState:
+    """Reads a manifest from its start. Raises CorruptionError; FileNotFoundError when none is."""
+    state = ManifestState()
+    with path.open("rb") as stream:
+        for line, state.good_bytes in scan(stream, path):
+            state.apply(line)
+        state.torn_bytes = stream.seek(0, os.SEEK_END) - state.good_bytes
+    return state
+
+
+class ManifestTail:
+    """Follows a manifest that a writer appends to, from another process; one `stat` when idle."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._start_over(0)
+
+    def _start_over(self, inode: int) -> None:
+        self._inode = inode
+        self._offset = 0
+        self._epoch = 0
+        self._seen: set[int] = set()
+
+    def poll(self) -> list[ShardLine]:
+        """Shards committed since the last call. A manifest that was replaced is read anew."""
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            return []
+        if stat.st_ino != self._inode or stat.st_size < self._offset:
+            self._start_over(stat.st_ino)
+        if stat.st_size == self._offset:
+            return []
+        with self.path.open("rb") as stream:
+            stream.seek(self._offset)
+            return [shard for shard in map(self._take, scan(stream, self.path)) if shard]
+
+    def _take(self, found: tuple[Line, int]) -> ShardLine | None:
+        """The same rule as ManifestState.apply, for a reader that keeps numbers only."""
+        line, self._offset = found
+        if isinstance(line, EpochLine):
+            self._epoch = max(self._epoch, line.epoch)
+        if not isinstance(line, ShardLine) or line.epoch != self._epoch or line.shard in self._seen:
+            return None
+        self._seen.add(line.shard)
+        return line
+
+
+class ManifestWriter:
+    """Appends to a manifest that ends at `size`; whoever holds OUT's lock, and nobody else."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self._size = size
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+
+    def append(self, line: Line) -> None:
+        """Makes a line durable. Raises OSError: nothing was appended; OutputError: not ours now."""
+        if os.fstat(self._descriptor).st_size != self._size:
+            raise OutputError(f"{self.path} was changed by another process; stop that one first")
+        self._size = append_line(self._descriptor, encode_line(line), self._size)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,324 @@
+"""An output folder and its one writer: locked, recovered, committed shard by shard, finished.
+
+    OUT/.lock            flock of the writer
+    OUT/manifest.jsonl   the truth (`ops.manifest`); what it does not name does not exist
+    OUT/shards/*.h5      `ops.shardfile`
+    everything else      made from the shards at the end (`ops.finish`)
+
+A shard is committed by the order of four steps: its file is written and fsynced under a temporary
+name, renamed, the folder is fsynced, and then its manifest line is appended and fsynced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ops.durable import (
+    FileLock,
+    describe_os_error,
+    free_bytes,
+    fsync_dir,
+    make_dir,
+    remove_durably,
+    remove_temporary,
+    write_atomic,
+)
+from ops.errors import CorruptionError, IdentityError, InternalError, OutputError
+from ops.finish import (
+    COMPAT,
+    DERIVED,
+    ReadRecords,
+    describe_files,
+    read_shards,
+    shard_file,
+    write_results,
+)
+from ops.gather import ShardGather
+from ops.identity import mismatch, require_same
+from ops.jobs import JobSpec, Plan, utc_now
+from ops.manifest import (
+    MANIFEST,
+    EpochLine,
+    HeaderLine,
+    ManifestState,
+    ManifestWriter,
+    ShardLine,
+    encode_line,
+    read_manifest,
+)
+from ops.runfile import RUN, describe_run, write_run
+from ops.shardfile import build_shard
+from ops.tables import Counts
+
+LOCK = ".lock"
+#: Bytes in the output of a shard, a record, a chunk, a frame, a base called virus; generous means.
+_DISK = {"shards": 40_000, "records": 250, "chunks": 130, "frames": 80, "letters": 0.35}
+
+
+class Output:
+    """The one writer of OUT. Made by `open`; used from one thread; `close` gives OUT back."""
+
+    def __init__(
+        self, out: Path, spec: JobSpec, plan: Plan, lock: FileLock, state: ManifestState
+    ) -> None:
+        assert state.header is not None
+        self.out = out
+        self.num_shards = plan.shards
+        self.committed = set(state.shards)
+        self.numerics = set(state.numerics)
+        self._spec, self._plan = spec, plan
+        # Shards carry the folder's identity: the same values may go by other model names now.
+        self._identity = state.header.identity
+        self._epochs = list(state.epochs)
+        self._lock = lock
+        self._manifest = ManifestWriter(out / MANIFEST, state.good_bytes)
+
+    @classmethod
+    def open(
+        cls, out: Path, spec: JobSpec, plan: Plan, *, force: bool = False, node: str = ""
+    ) -> Output:
+        """Takes OUT, repairs what a crash has left, and starts a new epoch.
+
+        force: whatever the folder holds of an earlier job is removed first. Raises OutputError (in
+        use, not writable, too little space), IdentityError (results of another job; nothing is
+        touched), CorruptionError (a committed shard is gone, the manifest is damaged).
+        """
+        try:
+            make_dir(out)
+            lock = FileLock(out / LOCK, f"{out} is in use by another run; choose another --out")
+            try:
+                return cls._open_locked(out, spec, plan, lock, force, node)
+            except BaseException:
+                lock.release()
+                raise
+        except OSError as error:
+            raise describe_os_error(error, out) from error
+
+    @classmethod
+    def _open_locked(
+        cls, out: Path, spec: JobSpec, plan: Plan, lock: FileLock, force: bool, node: str
+    ) -> Output:
+        if force:
+            clear(out)
+        state = recover(out, _header(spec, plan))
+        make_dir(out / "shards")
+        share = 1 - len(state.shards) / plan.shards if plan.shards else 1.0
+        require_free_disk(out, int(share * estimate_bytes(spec, plan)))
+        output = cls(out, spec, plan, lock, state)
+        try:
+            output._start_epoch(node)
+        except BaseException:
+            output.close()
+            raise
+        return output
+
+    def _start_epoch(self, node: str) -> None:
+        line = EpochLine(
+            epoch=self.epoch + 1,
+            node=node,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            time=utc_now(),
+        )
+        self._manifest.append(line)
+        self._epochs.append(line)
+        write_run(self.out, self._describe())
+
+    @property
+    def epoch(self) -> int:
+        """Which writer of this folder this is, from 1."""
+        return self._epochs[-1].epoch if self._epochs else 0
+
+    @property
+    def is_complete(self) -> bool:
+        """True when every shard is committed, so that the job can be finished."""
+        return len(self.committed) == self.num_shards
+
+    def commit(self, gather: ShardGather) -> ShardLine:
+        """Makes a complete shard durable; when this returns, its messages may be forgotten.
+
+        Raises OSError when the disk does not take it (nothing is committed; try again later),
+        IdentityError for rows of other numerics in a job with same_numerics.
+        """
+        account, rows = gather.account, gather.rows()
+        assert account.shard not in self.committed, "the shard is committed already"
+        if account.identity != self._identity.digest:
+            raise InternalError(f"shard {account.shard} was computed for another identity")
+        self._check_numerics(gather.numerics)
+        image = build_shard(account, rows, self._identity)
+        line = ShardLine(
+            shard=account.shard,
+            file=shard_file(account.shard),
+            rows=len(rows.record),
+            records=len(account.record),
+            chunks=len(account.chunk),
+            bytes=len(image),
+            sha256=hashlib.sha256(image).hexdigest(),
+            numerics=gather.numerics,
+            epoch=self.epoch,
+        )
+        write_atomic(self.out / line.file, image)
+        self._manifest.append(line)
+        self.committed.add(account.shard)
+        self.numerics.update(gather.numerics)
+        return line
+
+    def _check_numerics(self, numerics: tuple[str, ...]) -> None:
+        seen = self.numerics | set(numerics)
+        if self._spec.same_numerics and len(seen) > 1:
+            raise IdentityError(
+                f"{self.out} holds values of other numerics ({', '.join(sorted(seen))}); go on "
+                "with the same kind of device and versions, or without --same-numerics"
+            )
+
+    def finish(self, read_records: ReadRecords, facts: Mapping[str, Any] | None = None) -> Counts:
+        """Writes the tables, then run.json with state "finished"; returns what they hold.
+
+        read_records reads the input again, for the sequences called virus; facts go into run.json.
+        Raises CorruptionError, DataError (the input has changed), OutputError.
+        """
+        assert self.is_complete, "some shards are not committed"
+        shards = read_shards(self.out, self.num_shards, self._identity)
+        try:
+            counts = write_results(
+                self.out,
+                shards,
+                self._identity,
+                self._plan.records,
+                read_records,
+                self._spec.compat,
+            )
+            ending = {"state": "finished", "finished": utc_now(), "counts": vars(counts)}
+            files = describe_files(self.out)
+            write_run(self.out, {**self._describe(), **(facts or {}), **ending, "files": files})
+        except OSError as error:
+            raise describe_os_error(error, self.out) from error
+        return counts
+
+    def _describe(self) -> dict[str, Any]:
+        return describe_run(self._spec, self._plan, self._epochs, sorted(self.numerics))
+
+    def close(self) -> None:
+        """Gives OUT back; a second call does nothing."""
+        self._manifest.close()
+        self._lock.release()
+
+
+def _header(spec: JobSpec, plan: Plan) -> HeaderLine:
+    return HeaderLine(
+        identity=spec.identity,
+        input_digest=plan.input_digest,
+        num_shards=plan.shards,
+        num_records=plan.records,
+        embeddings=spec.keeps_embeddings,
+        shard_bases=plan.shard_bases,
+        shard_records=plan.shard_records,
+    )
+
+
+def clear(out: Path) -> None:
+    """Removes a job's files and nothing else; interrupted anywhere, what is left is consistent.
+
+    Derived files first, then the manifest: shards that no manifest names do not exist.
+    """
+    for name in (*DERIVED, RUN):
+        (out / name).unlink(missing_ok=True)
+    fsync_dir(out)
+    remove_durably(out / MANIFEST)
+    _remove_shards(out, keep=set())
+
+
+def recover(out: Path, ours: HeaderLine) -> ManifestState:
+    """Brings OUT back to what its manifest says, and the manifest to its last whole line.
+
+    Doing it twice changes nothing more. Raises IdentityError before anything is touched.
+    """
+    try:
+        state = read_manifest(out / MANIFEST)
+    except FileNotFoundError:
+        _refuse_foreign_files(out)
+        state = ManifestState()
+    if state.header is None:
+        write_atomic(out / MANIFEST, encode_line(ours))
+        state = read_manifest(out / MANIFEST)
+    else:
+        _require_same_job(state.header, ours, out)
+        _require_shards(out, state)
+    if state.torn_bytes:
+        with (out / MANIFEST).open("r+b") as stream:
+            stream.truncate(state.good_bytes)
+            os.fsync(stream.fileno())
+    for folder in (out, out / "shards", out / COMPAT):
+        remove_temporary(folder)
+    _remove_shards(out, keep={line.file for line in state.shards.values()})
+    return state
+
+
+def _refuse_foreign_files(out: Path) -> None:
+    """A folder without a manifest is new; files of our names in it would be somebody else's."""
+    found = [name for name in (*DERIVED, RUN) if (out / name).exists()]
+    if found:
+        raise OutputError(
+            f"{out} holds {found[0]} but no {MANIFEST}, so it is no folder of vnp; choose another "
+            "--out, or replace it with --force"
+        )
+
+
+def _require_same_job(theirs: HeaderLine, ours: HeaderLine, out: Path) -> None:
+    require_same(ours.identity, theirs.identity, out)
+    names = ("input_digest", "num_shards", "num_records", "embeddings", "shard_bases")
+    differences = [
+        f"{name} {getattr(theirs, name)}, not {getattr(ours, name)}".replace("_", " ").lower()
+        for name in (*names, "shard_records")
+        if getattr(theirs, name) != getattr(ours, name)
+    ]
+    if differences:
+        raise mismatch(out, differences)
+
+
+def _require_shards(out: Path, state: ManifestState) -> None:
+    for line in state.shards.values():
+        path = out / line.file
+        if not path.is_file() or path.stat().st_size != line.bytes:
+            raise CorruptionError(
+                f"{path} is missing or damaged, though it was committed; restore it, or compute "
+                "all anew with --force"
+            )
+
+
+def _remove_shards(out: Path, keep: set[str]) -> None:
+    """Removes shard files that no manifest line names."""
+    stray = [p for p in (out / "shards").glob("shard-*.h5") if f"shards/{p.name}" not in keep]
+    for path in stray:
+        path.unlink()
+    if stray:
+        fsync_dir(out / "shards")
+
+
+def estimate_bytes(spec: JobSpec, plan: Plan) -> int:
+    """Disk that a job's output takes, roughly: one computed frame per chunk, as genomes have."""
+    rows = plan.chunks if spec.pipeline == "virus" else plan.records
+    sizes = {
+        "shards": plan.shards,
+        "records": plan.records,
+        "chunks": plan.chunks,
+        "frames": rows,
+        "letters": plan.letters if spec.pipeline == "virus" else 0,
+    }
+    width = spec.embedding_width if spec.keeps_embeddings else 0
+    return int(sum(_DISK[name] * count for name, count in sizes.items()) + 4 * width * rows)
+
+
+def require_free_disk(out: Path, need_bytes: int) -> None:
+    """Raises OutputError when the file system of `out` has less than need_bytes left."""
+    free = free_bytes(out)
+    if free < need_bytes:
+        raise OutputError(
+            f"{out} needs about {need_bytes / 1e9:.1f} GB and has {free / 1e9:.1f} GB free; "
+            "free some, or choose another --out"
+        )

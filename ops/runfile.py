@@ -1,0 +1,78 @@
+"""OUT/run.json: the story of the run. The only file of a job whose bytes are not promised."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ops.durable import write_atomic
+from ops.errors import CorruptionError
+from ops.jobs import JobSpec, Plan, utc_now
+from ops.manifest import EpochLine
+
+RUN = "run.json"
+FORMAT = 1
+_PACKAGES = ("vnp", "torch", "numpy", "h5py", "tokenizers")
+
+
+def describe_run(
+    spec: JobSpec, plan: Plan, epochs: Sequence[EpochLine], numerics: Sequence[str]
+) -> dict[str, Any]:
+    """What is known of a run while it goes on."""
+    identity = spec.identity
+    return {
+        "format": FORMAT,
+        "state": "running",
+        "job": spec.id,
+        "trained": identity.trained,
+        "identity": {**identity.to_dict(), "digest": identity.digest},
+        "parameters": {
+            "pipeline": spec.pipeline,
+            "chunk_length": spec.chunk_length,
+            "embeddings": spec.keeps_embeddings,
+            "compat": spec.compat,
+            "allow_chunk_length": spec.allow_chunk_length,
+            "same_numerics": spec.same_numerics,
+        },
+        "inputs": [vars(source) for source in spec.inputs],
+        "input_digest": plan.input_digest,
+        "records": plan.records,
+        "letters": plan.letters,
+        "shards": plan.shards,
+        "versions": versions(),
+        "submitted": spec.created,
+        "started": epochs[0].time if epochs else utc_now(),
+        "hosts": sorted({epoch.host for epoch in epochs}),
+        "numerics": list(numerics),
+        "interruptions_survived": max(0, len(epochs) - 1),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, read from the packages' metadata; nothing is imported."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_run(out: Path, run: Mapping[str, Any]) -> None:
+    write_atomic(out / RUN, json.dumps(run, indent=2).encode() + b"\n")
+
+
+def read_run(out: Path) -> dict[str, Any] | None:
+    """run.json as written; None when there is none. Raises CorruptionError: damaged."""
+    try:
+        run: dict[str, Any] = json.loads((out / RUN).read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CorruptionError(f"{out / RUN} is damaged ({error}); run the job again") from error
+    return run

@@ -1,0 +1,130 @@
+"""A real service in a temporary folder, and the means to hurt it while a job is running."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import redis
+
+#: Small shards and short leases, so that a job of seconds has many of both.
+SHARD_BASES = 20_000
+LEASE_S = 2.0
+LIMIT_S = 120.0
+
+
+def until(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
+    """Waits for a condition; a test that waits for ever says what it was waiting for."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {limit_s} s for {what}"
+        time.sleep(0.02)
+
+
+class Service:
+    """`vnpd` with all roles on a state folder of its own."""
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        self.folder = folder
+        self.state = folder / "state"
+        self.environment = {
+            **os.environ,
+            "VNP_STATE_DIR": str(self.state),
+            "VNP_SHARD_BASES": str(SHARD_BASES),
+            "VNP_LEASE_S": str(LEASE_S),
+            "VNP_PACKERS": "2",
+            **{f"VNP_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        log = (self.folder / "service.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "daemon.service"], env=self.environment, stderr=log
+        )
+        until(lambda: bool(self.facts.get("ready")), "the service to be ready")
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """STATE/service.json, as the running service wrote it."""
+        try:
+            facts: dict[str, object] = json.loads((self.state / "service.json").read_text())
+        except FileNotFoundError:
+            return {}
+        return facts if self.process and facts.get("pid") == self.process.pid else {}
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(60)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    # -- use -------------------------------------------------------------------------------------
+
+    def vnp(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "daemon.cli", *map(str, arguments)],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
+
+    def submit(self, fasta: Path, out: Path, *options: object) -> str:
+        done = self.vnp("submit", fasta, "--out", out, *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def wait(self, job: str) -> None:
+        done = self.vnp("wait", job)
+        assert done.returncode == 0, done.stderr + (self.folder / "service.log").read_text()[-3000:]
+
+    def redis(self) -> redis.Redis:
+        return redis.Redis.from_url(str(self.facts["redis_url"]))
+
+    def children(self) -> list[psutil.Process]:
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill_role(self, role: str, sig: int = signal.SIGKILL) -> None:
+        """Sends a signal to every process of one role ("redis" is one too)."""
+        mark = "redis-server" if role == "redis" else f"workers.{role}"
+        victims = [p for p in self.children() if any(mark in part for part in p.cmdline())]
+        assert victims, f"no process of role {role}"
+        for victim in victims:
+            victim.send_signal(sig)
+
+
+def shards_done(out: Path) -> int:
+    """Shards that the manifest names so far."""
+    try:
+        return (out / "manifest.jsonl").read_text().count('"kind":"shard"')
+    except FileNotFoundError:
+        return 0
+
+
+def digests(out: Path) -> dict[str, str]:
+    """sha256 of every file whose bytes are promised: tables and shards."""
+    names = [
+        *sorted(out.glob("shards/*")),
+        *sorted(out.glob("*.tsv")),
+        out / "virus.fasta.gz",
+        *sorted(out.glob("compat/*")),
+    ]
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in names
+    }

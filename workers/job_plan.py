@@ -1,0 +1,133 @@
+"""What the planner knows of one job: its validation, its stream of shards, and which are open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ops.cut import CutParams, PlanScan, cut_shards, plan_input
+from ops.errors import DataError
+from ops.jobs import JobStore, Plan
+from ops.manifest import ManifestTail
+from ops.nouns import ShardTask
+from workers.settings import WorkerSettings
+
+
+class JobPlan:
+    """One unfinished job. `open` maps issued, uncommitted shards to their charge in bytes."""
+
+    def __init__(self, job: str, store: JobStore, settings: WorkerSettings) -> None:
+        self.id = job
+        self.spec = store.spec(job)
+        self.store = store
+        self.settings = settings
+        self.open: dict[int, int] = {}
+        self.committed: set[int] = set()
+        self._scan: PlanScan | None = None
+        self._tail: ManifestTail | None = None
+        self._tasks: Iterator[ShardTask] | None = None
+        self._plan: Plan | None = store.plan_or_none(job)
+
+    @property
+    def needs_plan(self) -> bool:
+        return self._plan is None
+
+    @property
+    def can_issue(self) -> bool:
+        """True once the writer holds the output folder and some shard is neither open nor done."""
+        if self._plan is None or (self._tail is None and not self._find_manifest()):
+            return False
+        return len(self.committed) + len(self.open) < self._plan.shards
+
+    def _find_manifest(self) -> bool:
+        if self.store.opened(self.id) is None:
+            return False
+        self._tail = ManifestTail(Path(self.spec.out) / "manifest.jsonl")
+        self.observe_commits()
+        return True
+
+    def validate(self, slice_s: float) -> None:
+        """Reads on in the input for at most slice_s seconds; writes the plan when all is read.
+
+        Raises DataError or NoInputError for an input that cannot be used.
+        """
+        if self._scan is None:
+            self._check_inputs()
+            self._scan = plan_input(self._paths, self._cut_params)
+        until = time.monotonic() + slice_s
+        for _ in self._scan:
+            if time.monotonic() > until:
+                return
+        self._plan = self._scan.result
+        self._scan = None
+        self.store.set_plan(self.id, self._plan)
+
+    def observe_commits(self) -> list[int]:
+        """Shards that the manifest has named since the last look; they are open no more."""
+        if self._tail is None:
+            return []
+        new = [line.shard for line in self._tail.poll()]
+        self.committed.update(new)
+        return [shard for shard in new if self.open.pop(shard, None) is not None]
+
+    def next_task(self) -> ShardTask | None:
+        """The next shard in input order that is neither committed nor open; None at the end."""
+        if self._tasks is None:
+            self._check_inputs()
+            assert self._plan is not None
+            self._tasks = cut_shards(
+                self._paths, self._cut_params, self._plan.huge_lengths, skip=self._is_taken
+            )
+        return next(self._tasks, None)
+
+    def _is_taken(self, shard: int) -> bool:
+        return shard in self.committed or shard in self.open
+
+    def reset(self, open_shards: dict[int, int]) -> None:
+        """Starts over with what Redis still holds; everything else that is missing is due again."""
+        self.observe_commits()
+        self.open = {s: c for s, c in open_shards.items() if s not in self.committed}
+        self._tasks = None
+
+    def _check_inputs(self) -> None:
+        """Between two readings an input may not change: results would mix two files."""
+        for source in self.spec.inputs:
+            stat = Path(source.path).stat()
+            if (stat.st_size, stat.st_mtime_ns) != (source.size, source.mtime_ns):
+                raise DataError(
+                    f"{source.path} has changed since it was submitted; submit it again"
+                )
+
+    @property
+    def _paths(self) -> list[Path]:
+        return [Path(source.path) for source in self.spec.inputs]
+
+    @property
+    def _cut_params(self) -> CutParams:
+        return CutParams(
+            job=self.id,
+            identity=self.spec.identity.digest,
+            pipeline=self.spec.pipeline,
+            chunk_length=self.spec.chunk_length,
+            keep_embeddings=self.spec.keeps_embeddings,
+            uracil_as_t=self.spec.identity.uracil_as_t,
+            shard_bases=self.settings.shard_bases,
+            shard_records=self.settings.shard_records,
+        )
+
+
+def worst_case_bytes(task: ShardTask, settings: WorkerSettings) -> int:
+    """Most bytes that a shard can take in Redis at once: its task, or its batches, or its results.
+
+    A virus chunk of C bases has at most 6 frames of C/3 residues and C DNA tokens (2 bytes each).
+    """
+    bases = len(task.sequence.data)
+    rows = int((task.stop_chunk - task.first_chunk).sum())
+    if task.pipeline == "virus":
+        tokens = rows * 6 * (task.chunk_length // 3 + 2 * task.chunk_length + 8)
+        rows *= 6
+    else:
+        tokens = 2 * bases + 8 * rows
+    row_bytes = 64 + (4 * settings.embedding_width if task.keep_embeddings else 0)
+    return bases + tokens + rows * row_bytes

@@ -1,0 +1,100 @@
+"""The shell around every role: settings in, signals, readiness, and one step after another.
+
+A worker is anything with `step()` and `close()`. Its process is started by the supervisor, told
+what it needs through the environment, reports on a pipe that it is ready (or why it cannot be), and
+then steps until a signal asks it to stop. A step that finds Redis gone is repeated, with a pause
+that grows; every other exception ends the process, and the supervisor starts a fresh one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Protocol
+
+from ops.errors import UnavailableError, VnpError
+from workers.logs import configure_logs, get_log
+from workers.settings import WorkerSettings
+
+READY_FD = "VNP_READY_FD"
+SLOT = "VNP_SLOT"
+PREDECESSOR_SIGNAL = "VNP_PREDECESSOR_SIGNAL"
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+
+
+class Worker(Protocol):
+    """One role's work, cut into steps of at most a few seconds."""
+
+    def step(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class StopFlag:
+    """Raised by SIGTERM and SIGINT; the handler does nothing else, so it is safe anywhere."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self.signal = 0
+        signal.signal(signal.SIGTERM, self._raise)
+        signal.signal(signal.SIGINT, self._raise)
+
+    def _raise(self, signum: int, frame: FrameType | None) -> None:
+        self.raised = True
+        self.signal = signum
+
+
+def main(role: str, make_worker: Callable[[WorkerSettings, str], Worker]) -> None:
+    """Runs one role until it is told to stop; exits with the code of the error that ended it.
+
+    make_worker(settings, consumer) does the slow part of the start (models, recovery) and returns
+    when the worker could take work.
+    """
+    settings = WorkerSettings.from_environment()
+    configure_logs(role, level=settings.log_level, log_file=settings.log_file)
+    stop = StopFlag()
+    consumer = f"{settings.node}:{role}:{os.environ.get(SLOT, '0')}"
+    try:
+        worker = make_worker(settings, consumer)
+    except VnpError as error:
+        _report({"error": str(error), "exit_code": error.exit_code})
+        sys.exit(error.exit_code)
+    _report({"ready": True})
+    _run_steps(role, worker, stop)
+
+
+def _run_steps(role: str, worker: Worker, stop: StopFlag) -> None:
+    log = get_log(role)
+    pause = 0.0
+    while not stop.raised:
+        try:
+            worker.step()
+            pause = 0.0
+        except UnavailableError as error:
+            if not pause:
+                log.warning("redis.unavailable", message=str(error))
+            pause = min(max(2 * pause, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+            time.sleep(pause)
+    worker.close()
+
+
+def _report(message: dict[str, object]) -> None:
+    """Tells the supervisor, when there is one, how the start went."""
+    descriptor = os.environ.pop(READY_FD, None)
+    if descriptor is not None:
+        with os.fdopen(int(descriptor), "w") as pipe:
+            json.dump(message, pipe)
+
+
+def die_with_parent(parent: int) -> None:
+    """Asks the kernel to kill this process when `parent` dies (PR_SET_PDEATHSIG, Linux)."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        os._exit(1)

@@ -1,0 +1,154 @@
+"""The planner: job files in, shard tasks out, never more than a window of them.
+
+It reads every input once to validate, count and digest it, then cuts it into shards and keeps a
+bounded number of them open. It compares what it has issued with what the manifests name, and issues
+again what is missing: at once when Redis has lost its memory, else after a deadline that grows.
+There is no other recovery: a resumed job is one whose manifest already names some shards.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from broker.codec import encode
+from broker.queue import Broker
+from ops.durable import FileLock
+from ops.errors import VnpError
+from ops.jobs import JobStore, Outcome
+from workers.job_plan import JobPlan, worst_case_bytes
+from workers.logs import get_log
+from workers.loop import main
+from workers.settings import WorkerSettings
+
+PAUSE_S = 0.05
+#: One step of validation reads at most this long, so that no job waits for a large neighbour.
+SLICE_S = 0.2
+#: Without any progress of the whole service for this long, open shards are issued again; doubles.
+FIRST_DEADLINE_S = 600.0
+
+
+class Planner:
+    """Holds the window of open shards over all jobs; the only process that issues work."""
+
+    def __init__(self, settings: WorkerSettings, consumer: str) -> None:
+        self.log = get_log("planner")
+        self.settings = settings
+        self.lock = FileLock(Path(settings.state_dir) / "planner.lock")
+        self.store = JobStore(Path(settings.state_dir))
+        self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
+        self.jobs: dict[str, JobPlan] = {}
+        self.incarnation: str | None = None
+        self.last_progress = time.monotonic()
+        self.deadline_s = FIRST_DEADLINE_S
+
+    def step(self) -> None:
+        """One round: jobs come and go, commits are observed, the window is filled again."""
+        self._follow_job_files()
+        self._check_redis()
+        self._observe_commits()
+        self._issue_overdue_again()
+        worked = self._validate_a_slice() or self._fill_window()
+        if not worked:
+            time.sleep(PAUSE_S)
+
+    def _follow_job_files(self) -> None:
+        unfinished = self.store.unfinished()
+        for job in [job for job in self.jobs if job not in unfinished]:
+            self.broker.close_shards([(job, shard) for shard in self.jobs.pop(job).open])
+            self.broker.drop_job(job)
+        for job in unfinished:
+            if self.store.is_cancelled(job):
+                self._cancel(job)
+            elif job not in self.jobs:
+                self.jobs[job] = JobPlan(job, self.store, self.settings)
+
+    def _cancel(self, job: str) -> None:
+        self.broker.cancel(job)
+        self._end(job, Outcome("cancelled", 130, "cancelled on request"))
+
+    def _end(self, job: str, outcome: Outcome) -> None:
+        self.store.set_outcome(job, outcome)
+        self.log.info(f"job.{outcome.state}", message=outcome.message, **{"job.id": job})
+
+    def _check_redis(self) -> None:
+        """A Redis without our mark has lost everything: all open shards are due again."""
+        known = self.broker.incarnation()
+        if known is not None and known == self.incarnation:
+            return
+        self.broker.ensure_groups()
+        self.incarnation = known or self.broker.establish_incarnation()
+        open_shards = self.broker.open_shards()
+        for job in self.jobs.values():
+            job.reset(
+                {shard: charge for (id_, shard), charge in open_shards.items() if id_ == job.id}
+            )
+        self.log.info("redis.joined", message="window rebuilt", shards_open=len(open_shards))
+
+    def _observe_commits(self) -> None:
+        for job in self.jobs.values():
+            committed = job.observe_commits()
+            if committed:
+                self.broker.close_shards([(job.id, shard) for shard in committed])
+                self.last_progress = time.monotonic()
+                self.deadline_s = FIRST_DEADLINE_S
+
+    def _issue_overdue_again(self) -> None:
+        stale = time.monotonic() - max(self.last_progress, self.broker.last_activity())
+        if stale < self.deadline_s or not any(job.open for job in self.jobs.values()):
+            return
+        self.last_progress = time.monotonic()
+        self.deadline_s *= 2
+        for job in self.jobs.values():
+            self.log.warning(
+                "shard.overdue",
+                message=f"{len(job.open)} open shards are issued again",
+                **{"job.id": job.id},
+            )
+            job.reset({})
+
+    def _validate_a_slice(self) -> bool:
+        """Goes on with the first reading of one input; True when there was one."""
+        job = next((job for job in self.jobs.values() if job.needs_plan), None)
+        if job is None:
+            return False
+        try:
+            job.validate(SLICE_S)
+        except VnpError as error:
+            self._end(job.id, Outcome("failed", error.exit_code, str(error)))
+        return True
+
+    def _fill_window(self) -> bool:
+        """Issues one shard of the job whose turn it is; False when the window is full or dry."""
+        if not self._window_has_room():
+            return False
+        for job in self._jobs_in_turn():
+            try:
+                task = job.next_task()
+            except VnpError as error:
+                self._end(job.id, Outcome("failed", error.exit_code, str(error)))
+                return True
+            if task is not None:
+                charge = worst_case_bytes(task, self.settings)
+                self.broker.issue(encode(task), job.id, task.shard, charge)
+                job.open[task.shard] = charge
+                return True
+        return False
+
+    def _window_has_room(self) -> bool:
+        charges = [charge for job in self.jobs.values() for charge in job.open.values()]
+        within = sum(charges) < self.settings.window_bytes
+        return not charges or (within and len(charges) < self.settings.window_shards)
+
+    def _jobs_in_turn(self) -> list[JobPlan]:
+        """Higher priority first; among equals fewest open shards, then the oldest job."""
+        ready = [job for job in self.jobs.values() if job.can_issue]
+        return sorted(ready, key=lambda job: (-job.spec.priority, len(job.open), job.id))
+
+    def close(self) -> None:
+        self.broker.close()
+        self.lock.release()
+
+
+if __name__ == "__main__":
+    main("planner", Planner)

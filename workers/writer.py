@@ -1,0 +1,211 @@
+"""The writer: accounts and results in, committed shards and finished tables out.
+
+Only this process writes into output folders. An entry of the results stream is acknowledged when
+the shard it belongs to stands in the manifest, never before: what the writer holds in memory is
+always still in Redis, and what is not in Redis any more is issued again by the planner.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from broker.codec import decode
+from broker.keys import RESULTS
+from broker.lease import LeaseKeeper
+from broker.queue import Broker, Entry
+from ops.durable import FileLock
+from ops.errors import VnpError
+from ops.fasta import Alphabet, Piece, read_inputs
+from ops.gather import ShardGather
+from ops.jobs import JobStore, Outcome
+from ops.nouns import Account, BatchResult, JobFailure
+from ops.output import Output
+from workers.logs import get_log
+from workers.loop import main
+from workers.settings import WorkerSettings
+
+TAKE_COUNT = 64
+BLOCK_MS = 200
+#: Between two looks at the job files.
+ADOPT_EVERY_S = 0.1
+#: After a commit that failed (a full disk, say) and before it is tried again.
+RETRY_COMMIT_S = 2.0
+#: Terminal states.
+FINISHED, FAILED = "finished", "failed"
+
+
+@dataclass
+class OpenShard:
+    """A shard that is being gathered, and the entries that its commit will acknowledge."""
+
+    gather: ShardGather
+    entries: list[str] = field(default_factory=list)
+    retry_at: float = 0.0
+
+
+@dataclass
+class OpenJob:
+    """A job whose output folder this writer holds."""
+
+    output: Output
+    shards: dict[int, OpenShard] = field(default_factory=dict)
+
+
+class Writer:
+    """Gathers rows by shard, commits whole shards, and finishes jobs whose shards are all there."""
+
+    def __init__(self, settings: WorkerSettings, consumer: str) -> None:
+        self.log = get_log("writer")
+        self.settings = settings
+        self.lock = FileLock(Path(settings.state_dir) / "writer.lock")
+        self.store = JobStore(Path(settings.state_dir))
+        self.jobs: dict[str, OpenJob] = {}
+        self.next_adoption = 0.0
+        self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
+        self.lease = LeaseKeeper(self.broker, RESULTS, settings.lease_s)
+
+    def step(self) -> None:
+        """Adopts planned jobs, gathers what has arrived, commits and finishes what is complete."""
+        self._adopt_jobs()
+        for entry in self.broker.take(RESULTS, TAKE_COUNT, BLOCK_MS):
+            self._gather(entry)
+        for job, shard in self._complete_shards():
+            self._commit(job, shard)
+        for job in [j for j, held in self.jobs.items() if held.output.is_complete]:
+            self._finish(job)
+
+    # -- jobs ------------------------------------------------------------------------------------
+
+    def _adopt_jobs(self) -> None:
+        """Opens the output of every planned job, and lets go of jobs that ended elsewhere."""
+        if time.monotonic() < self.next_adoption:
+            return
+        self.next_adoption = time.monotonic() + ADOPT_EVERY_S
+        running = self.store.running()
+        for job in [job for job in self.jobs if job not in running]:
+            self._let_go(job)
+        for job in running:
+            if job not in self.jobs:
+                self._adopt(job)
+
+    def _adopt(self, job: str) -> None:
+        spec, plan = self.store.spec(job), self.store.plan(job)
+        try:
+            # A forced job clears its folder once; whoever adopts it later goes on from there.
+            force = spec.force and self.store.opened(job) is None
+            output = Output.open(Path(spec.out), spec, plan, force=force, node=self.settings.node)
+        except VnpError as error:
+            self._end(job, Outcome(FAILED, error.exit_code, str(error)))
+            return
+        self.jobs[job] = OpenJob(output)
+        self.store.set_open(job, output.epoch)
+        self.log.info(
+            "job.resumed" if output.committed else "job.started",
+            message=f"{len(output.committed)} of {plan.shards} shards are committed",
+            shards_done=len(output.committed),
+            shards_total=plan.shards,
+            **{"job.id": job},
+        )
+
+    def _let_go(self, job: str) -> None:
+        held = self.jobs.pop(job)
+        for shard in held.shards.values():
+            self._acknowledge(shard.entries)
+        held.output.close()
+
+    def _end(self, job: str, outcome: Outcome) -> None:
+        self.store.set_outcome(job, outcome)
+        event = self.log.info if outcome.exit_code == 0 else self.log.error
+        event(f"job.{outcome.state}", message=outcome.message, **{"job.id": job})
+        if job in self.jobs:
+            self._let_go(job)
+
+    # -- shards ----------------------------------------------------------------------------------
+
+    def _gather(self, entry: Entry) -> None:
+        """Puts a message where it belongs; it stays pending until its shard is committed."""
+        message = decode(entry.payload)
+        assert isinstance(message, Account | BatchResult | JobFailure)
+        held = self.jobs.get(message.job)
+        if held is None or message.shard in held.output.committed:
+            self.broker.acknowledge(RESULTS, [entry.id])
+        elif isinstance(message, JobFailure):
+            self.broker.acknowledge(RESULTS, [entry.id])
+            self._end(message.job, Outcome(FAILED, 70, message.reason))
+        else:
+            self.lease.hold(entry.id)
+            shard = held.shards.get(message.shard)
+            if shard is None:
+                shard = OpenShard(ShardGather(message.job, message.shard))
+                held.shards[message.shard] = shard
+            shard.gather.add(message)
+            shard.entries.append(entry.id)
+
+    def _complete_shards(self) -> list[tuple[str, int]]:
+        now = time.monotonic()
+        return [
+            (job, number)
+            for job, held in self.jobs.items()
+            for number, shard in held.shards.items()
+            if shard.gather.complete and shard.retry_at <= now
+        ]
+
+    def _commit(self, job: str, number: int) -> None:
+        """The shard file, then its manifest line, then the acknowledgement; in this order only."""
+        held = self.jobs[job]
+        shard = held.shards[number]
+        started = time.monotonic()
+        try:
+            line = held.output.commit(shard.gather)
+        except OSError as error:
+            shard.retry_at = started + RETRY_COMMIT_S
+            self.log.error("shard.not_committed", message=str(error), **{"job.id": job})
+            return
+        del held.shards[number]
+        self._acknowledge(shard.entries)
+        self.log.info(
+            "job.checkpointed",
+            message=f"shard {number} is committed",
+            shard=number,
+            rows=line.rows,
+            shards_done=len(held.output.committed),
+            shards_total=held.output.num_shards,
+            duration_s=round(time.monotonic() - started, 4),
+            **{"job.id": job},
+        )
+
+    def _acknowledge(self, entries: list[str]) -> None:
+        self.lease.release(*entries)
+        self.broker.acknowledge(RESULTS, entries)
+
+    # -- the end of a job ------------------------------------------------------------------------
+
+    def _finish(self, job: str) -> None:
+        spec = self.store.spec(job)
+
+        def pieces() -> Iterator[Piece]:
+            alphabet: Alphabet = "protein" if spec.pipeline == "protein" else "nucleotide"
+            return read_inputs([Path(i.path) for i in spec.inputs], alphabet)
+
+        try:
+            counts = self.jobs[job].output.finish(pieces)
+        except VnpError as error:
+            self._end(job, Outcome(FAILED, error.exit_code, str(error)))
+            return
+        message = f"{counts.records} records, {counts.viruses} called virus"
+        self._end(job, Outcome(FINISHED, 0, message))
+
+    def close(self) -> None:
+        """Stops between two steps: what is complete is committed, the rest waits in Redis."""
+        self.lease.close()
+        for held in self.jobs.values():
+            held.output.close()
+        self.broker.close()
+        self.lock.release()
+
+
+if __name__ == "__main__":
+    main("writer", Writer)
