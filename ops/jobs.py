@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ops.durable import create_exclusive, describe_os_error, make_dir, remove_durably, write_atomic
-from ops.errors import CorruptionError, UsageError
+from ops.errors import CorruptionError, IdentityError, UsageError
 from ops.identity import Identity
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: nothing to misread
@@ -175,13 +175,20 @@ class JobStore:
         files; and none that failed, was cancelled, or whose files are gone.
         """
         for job in reversed(self.list()):
-            other = self.spec(job)
-            if other.out == spec.out:
+            other = self._spec_if_ours(job)
+            if other is not None and other.out == spec.out:
                 state = self.state(job)
                 lost = state == FINISHED and not (Path(spec.out) / "run.json").exists()
                 usable = state not in (FAILED, CANCELLED) and not lost
                 return job if usable and spec.asks_the_same(other) else None
         return None
+
+    def _spec_if_ours(self, job: str) -> JobSpec | None:
+        """None for a file of another version of vnp, which asks nothing that we could repeat."""
+        try:
+            return self.spec(job)
+        except (CorruptionError, IdentityError):
+            return None
 
     # -- what became of it -----------------------------------------------------------------------
 

@@ -146,6 +146,7 @@ class Output:
         IdentityError for rows of other numerics in a job with same_numerics.
         """
         account, rows = gather.account, gather.rows()
+        assert 0 <= account.shard < self.num_shards, f"the job has no shard {account.shard}"
         assert account.shard not in self.committed, "the shard is committed already"
         if account.identity != self._identity.digest:
             raise InternalError(f"shard {account.shard} was computed for another identity")

@@ -48,7 +48,9 @@ def describe_run(
         "started": epochs[0].time if epochs else utc_now(),
         "hosts": sorted({epoch.host for epoch in epochs}),
         "numerics": list(numerics),
-        "interruptions_survived": max(0, len(epochs) - 1),
+        "gpus": [],
+        # Every new writer but the first one, whatever had ended the one before.
+        "preemptions_survived": max(0, len(epochs) - 1),
     }
 
 

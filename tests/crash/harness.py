@@ -48,10 +48,10 @@ class Service:
     # -- life ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        log = (self.folder / "service.log").open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "daemon.service"], env=self.environment, stderr=log
-        )
+        with (self.folder / "service.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "daemon.service"], env=self.environment, stderr=log
+            )
         until(lambda: bool(self.facts.get("ready")), "the service to be ready")
 
     @property

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+
 from tests.crash.harness import Service, digests, shards_done, until
 
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
@@ -116,7 +119,7 @@ def test_killed_supervisor_leaves_no_process_and_the_next_one_resumes(
     # When the supervisor alone is killed
     service.kill()
     # Then no process of it is left
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     # And the next service goes on where it stopped
     before = shards_done(out)
@@ -147,13 +150,13 @@ def test_foreground_run_resumes_after_kill(
     # Given `vnp run` in progress
     shell = Service(tmp_path)
     out = tmp_path / "out"
-    run = subprocess_of_run(shell, fasta, out)
+    run = start_run(shell, fasta, out)
     until(lambda: shards_done(out) >= 2, "two shards")
     children = psutil.Process(run.pid).children(recursive=True)
     # When it is killed
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
     before = shards_done(out)
     # Then the same command again ends with the same bytes
@@ -163,15 +166,12 @@ def test_foreground_run_resumes_after_kill(
     assert digests(out) == undisturbed
 
 
-def subprocess_of_run(shell: Service, fasta: Path, out: Path) -> psutil.Popen:
-    import sys
-
-    return psutil.Popen(
-        [sys.executable, "-m", "daemon.cli", "run", str(fasta), "--out", str(out), "--embeddings"],
-        env=shell.environment,
-        stdout=open(os.devnull, "wb"),
-        stderr=(shell.folder / "run.log").open("ab"),
-    )
+def start_run(shell: Service, fasta: Path, out: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "daemon.cli", "run", str(fasta), "--out", str(out)]
+    with (shell.folder / "run.log").open("ab") as log:
+        return subprocess.Popen(
+            [*command, "--embeddings"], env=shell.environment, stdout=log, stderr=log
+        )
 
 
 def test_stopped_gpu_worker_that_wakes_after_its_lease(
