@@ -15,12 +15,15 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
 from ops.attention import plain
 from ops.classifier import Classifier, ClassifierConfig
+from ops.dna_tokens import train_bpe
 from ops.dnabert import Dnabert, DnabertConfig
 from ops.esm2 import Esm2, Esm2Config
+from ops.esm_tokens import TABLE
+from ops.frames_plain import translate
 from ops.layers import BLOCK_ROWS, Layout
 from ops.modelstore import BUNDLED, DEFAULT_NAMES, TOKENIZER
 from ops.nouns import F32, Ragged
@@ -29,15 +32,11 @@ from ops.weights import write_model
 
 M = TypeVar("M", bound=torch.nn.Module)
 
-SPECIAL = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
 ESM2 = Esm2Config(width=64, layers=4, heads=4, ffn=256)
 DNABERT = DnabertConfig(width=64, layers=2, heads=4, ffn=256, vocab=512)
 CLASSIFIER = ClassifierConfig(input_widths=(DNABERT.width, ESM2.width), width=256)
 CHUNK_LENGTH = 500
 SOURCE = "seeded random numbers, tools/make_untrained.py"
-
-CODONS = "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
-RESIDUES = "LAGVSERTIDPKQNFYMHWC"  # ids 4.. of the ESM-2 alphabet
 
 
 def main() -> None:
@@ -46,7 +45,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=BUNDLED)
     arguments = parser.parse_args()
     pieces = [piece for path in sorted(arguments.genomes) for piece in windows(path)]
-    tokenizer = train_tokenizer(pieces)
+    tokenizer = train_bpe(pieces, DNABERT.vocab)
+    assert tokenizer.get_vocab_size() == DNABERT.vocab
     esm2 = seeded(Esm2(ESM2, plain), 1)
     dnabert = seeded(Dnabert(DNABERT, plain), 2)
     classifier = seeded(Classifier(CLASSIFIER), 3)
@@ -62,24 +62,6 @@ def windows(path: Path) -> Iterator[str]:
             piece = bases[start : start + CHUNK_LENGTH]
             if set(piece) <= set("ACGT"):
                 yield piece
-
-
-def train_tokenizer(pieces: list[str]) -> Tokenizer:
-    """A BPE of the published tokenizer's shape, over DNABERT.vocab entries."""
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=DNABERT.vocab,
-        special_tokens=SPECIAL,
-        initial_alphabet=["A", "C", "G", "T"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(pieces, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    assert tokenizer.get_vocab_size() == DNABERT.vocab
-    return tokenizer
 
 
 def seeded(model: M, seed: int) -> M:
@@ -104,10 +86,8 @@ def embed_proteins(model: Esm2, pieces: list[str]) -> F32:
 
 
 def residues(piece: str) -> list[int]:
-    """ESM-2 ids of the first forward frame, stops left out."""
-    codons = np.array(["TCAG".index(base) for base in piece[: len(piece) // 3 * 3]]).reshape(-1, 3)
-    letters = (CODONS[index] for index in codons @ [16, 4, 1])
-    return [4 + RESIDUES.index(letter) for letter in letters if letter != "*"]
+    """ESM-2 tokens of the first forward frame, stops left out."""
+    return [TABLE[ord(letter)] for letter in translate(piece, 0) if letter != "*"]
 
 
 def embed(model: Esm2 | Dnabert, rows: list[np.ndarray], kind: str) -> F32:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from broker.codec import decode, encode
+from broker.codec import encode
 from broker.keys import BATCHES, RESULTS
 from broker.lease import LeaseKeeper
 from broker.queue import Broker, Entry
@@ -24,7 +24,7 @@ from ops.engine import Engine, EngineSpec
 from ops.nouns import I64, Batch, BatchResult, Dtype, Status
 from workers.deadline import Deadline
 from workers.logs import get_log
-from workers.loop import PREDECESSOR_SIGNAL, main
+from workers.loop import PREDECESSOR_SIGNAL, main, read_entry
 from workers.settings import WorkerSettings
 
 MAX_ATTEMPTS = 3
@@ -41,7 +41,9 @@ class GpuWorker:
         self.log.info("model.loaded", message="models are loaded", **self.engine.facts)
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.broker.register({"numerics": self.engine.numerics, **self.engine.facts})
-        self.lease = LeaseKeeper(self.broker, BATCHES, settings.lease_s)
+        # A batch may take its whole deadline, and then some time to be taken apart.
+        limit_s = 2 * settings.batch_deadline_s
+        self.lease = LeaseKeeper(self.broker, BATCHES, settings.lease_s, limit_s)
         self.deadline = Deadline(settings.batch_deadline_s)
         # A predecessor that died of its batch left it in our name: the first that we take is it.
         self.blame = os.environ.get(PREDECESSOR_SIGNAL)
@@ -54,8 +56,9 @@ class GpuWorker:
         self.blame = None
 
     def _compute(self, entry: Entry) -> None:
-        batch = decode(entry.payload)
-        assert isinstance(batch, Batch)
+        batch = read_entry(self.broker, BATCHES, entry, Batch)
+        if batch is None:
+            return
         if self.broker.is_cancelled(batch.job):
             self.broker.acknowledge(BATCHES, [entry.id])
             return

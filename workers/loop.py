@@ -16,8 +16,10 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+from broker.codec import MessageError, Noun, decode
+from broker.queue import Broker, Entry
 from ops.errors import UnavailableError, VnpError
 from workers.logs import configure_logs, get_log
 from workers.settings import WorkerSettings
@@ -82,6 +84,24 @@ def _run_steps(role: str, worker: Worker, stop: StopFlag) -> None:
             pause = min(max(2 * pause, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             time.sleep(pause)
     worker.close()
+
+
+N = TypeVar("N", bound=Noun)
+
+
+def read_entry(broker: Broker, stream: str, entry: Entry, *kinds: type[N]) -> N | None:
+    """The noun of an entry. One that cannot be read (another version of vnp wrote it, say) is
+    acknowledged and told of; what it stood for is missing in the manifest, and so issued again."""
+    try:
+        noun = decode(entry.payload)
+        if isinstance(noun, kinds):
+            return noun
+        problem = f"a {type(noun).__name__} does not belong here"
+    except MessageError as error:
+        problem = str(error)
+    get_log("loop").error("message.unreadable", message=f"{stream} {entry.id}: {problem}")
+    broker.acknowledge(stream, [entry.id])
+    return None
 
 
 def _report(message: dict[str, object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from broker.codec import decode, encode
+from broker.codec import encode
 from broker.keys import BATCHES, RESULTS, TASKS
 from broker.lease import LeaseKeeper
 from broker.queue import Broker, Entry
@@ -14,7 +14,7 @@ from ops.nouns import JobFailure, ShardTask
 from ops.packing import Budgets
 from ops.prepare import prepare
 from workers.logs import get_log
-from workers.loop import main
+from workers.loop import main, read_entry
 from workers.settings import WorkerSettings
 
 #: A task that ended its packer this often would end the next one too: it fails its job.
@@ -41,8 +41,9 @@ class Packer:
                 self._pack(entry)
 
     def _pack(self, entry: Entry) -> None:
-        task = decode(entry.payload)
-        assert isinstance(task, ShardTask)
+        task = read_entry(self.broker, TASKS, entry, ShardTask)
+        if task is None:
+            return
         if self.broker.is_cancelled(task.job):
             self.broker.acknowledge(TASKS, [entry.id])
         elif entry.deliveries > MAX_DELIVERIES:

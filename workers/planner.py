@@ -14,8 +14,9 @@ from pathlib import Path
 from broker.codec import encode
 from broker.queue import Broker
 from ops.durable import FileLock
-from ops.errors import VnpError
+from ops.errors import UnavailableError, VnpError
 from ops.jobs import JobStore, Outcome
+from ops.nouns import ShardTask
 from workers.job_plan import JobPlan, worst_case_bytes
 from workers.logs import get_log
 from workers.loop import main
@@ -129,11 +130,18 @@ class Planner:
                 self._end(job.id, Outcome("failed", error.exit_code, str(error)))
                 return True
             if task is not None:
-                charge = worst_case_bytes(task, self.settings)
-                self.broker.issue(encode(task), job.id, task.shard, charge)
-                job.open[task.shard] = charge
+                self._issue(job, task)
                 return True
         return False
+
+    def _issue(self, job: JobPlan, task: ShardTask) -> None:
+        charge = worst_case_bytes(task, self.settings)
+        try:
+            self.broker.issue(encode(task), job.id, task.shard, charge)
+        except UnavailableError:
+            job.reset(job.open)  # the task is gone from the stream of tasks: cut it again
+            raise
+        job.open[task.shard] = charge
 
     def _window_has_room(self) -> bool:
         charges = [charge for job in self.jobs.values() for charge in job.open.values()]

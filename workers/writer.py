@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from broker.codec import decode
 from broker.keys import RESULTS
 from broker.lease import LeaseKeeper
 from broker.queue import Broker, Entry
@@ -24,10 +23,11 @@ from ops.jobs import JobStore, Outcome
 from ops.nouns import Account, BatchResult, JobFailure
 from ops.output import Output
 from workers.logs import get_log
-from workers.loop import main
+from workers.loop import main, read_entry
 from workers.settings import WorkerSettings
 
-TAKE_COUNT = 64
+#: A result may have 24 MB; what is taken at once is held decoded and encoded for a moment.
+TAKE_COUNT = 8
 BLOCK_MS = 200
 #: Between two looks at the job files.
 ADOPT_EVERY_S = 0.1
@@ -73,7 +73,8 @@ class Writer:
         for entry in self.broker.take(RESULTS, TAKE_COUNT, BLOCK_MS):
             self._gather(entry)
         for job, shard in self._complete_shards():
-            self._commit(job, shard)
+            if job in self.jobs:
+                self._commit(job, shard)
         for job in [j for j, held in self.jobs.items() if held.output.is_complete]:
             self._finish(job)
 
@@ -98,7 +99,7 @@ class Writer:
             force = spec.force and self.store.opened(job) is None
             output = Output.open(Path(spec.out), spec, plan, force=force, node=self.settings.node)
         except VnpError as error:
-            self._end(job, Outcome(FAILED, error.exit_code, str(error)))
+            self._fail(job, error)
             return
         self.jobs[job] = OpenJob(output)
         self.store.set_open(job, output.epoch)
@@ -116,6 +117,9 @@ class Writer:
             self._acknowledge(shard.entries)
         held.output.close()
 
+    def _fail(self, job: str, error: VnpError) -> None:
+        self._end(job, Outcome(FAILED, error.exit_code, str(error)))
+
     def _end(self, job: str, outcome: Outcome) -> None:
         self.store.set_outcome(job, outcome)
         event = self.log.info if outcome.exit_code == 0 else self.log.error
@@ -127,8 +131,11 @@ class Writer:
 
     def _gather(self, entry: Entry) -> None:
         """Puts a message where it belongs; it stays pending until its shard is committed."""
-        message = decode(entry.payload)
-        assert isinstance(message, Account | BatchResult | JobFailure)
+        message: Account | BatchResult | JobFailure | None = read_entry(
+            self.broker, RESULTS, entry, Account, BatchResult, JobFailure
+        )
+        if message is None:
+            return
         held = self.jobs.get(message.job)
         if held is None or message.shard in held.output.committed:
             self.broker.acknowledge(RESULTS, [entry.id])
@@ -141,8 +148,11 @@ class Writer:
             if shard is None:
                 shard = OpenShard(ShardGather(message.job, message.shard))
                 held.shards[message.shard] = shard
-            shard.gather.add(message)
             shard.entries.append(entry.id)
+            try:
+                shard.gather.add(message)
+            except VnpError as error:
+                self._fail(message.job, error)
 
     def _complete_shards(self) -> list[tuple[str, int]]:
         now = time.monotonic()
@@ -163,6 +173,9 @@ class Writer:
         except OSError as error:
             shard.retry_at = started + RETRY_COMMIT_S
             self.log.error("shard.not_committed", message=str(error), **{"job.id": job})
+            return
+        except VnpError as error:
+            self._fail(job, error)
             return
         del held.shards[number]
         self._acknowledge(shard.entries)
@@ -191,12 +204,18 @@ class Writer:
             return read_inputs([Path(i.path) for i in spec.inputs], alphabet)
 
         try:
-            counts = self.jobs[job].output.finish(pieces)
+            facts = {"gpus": self._devices()}
+            counts = self.jobs[job].output.finish(pieces, facts)
         except VnpError as error:
-            self._end(job, Outcome(FAILED, error.exit_code, str(error)))
+            self._fail(job, error)
             return
         message = f"{counts.records} records, {counts.viruses} called virus"
         self._end(job, Outcome(FINISHED, 0, message))
+
+    def _devices(self) -> list[str]:
+        """What the gpu workers say that they run on."""
+        infos = self.broker.workers().values()
+        return sorted({str(info["device_name"]) for info in infos if "device_name" in info})
 
     def close(self) -> None:
         """Stops between two steps: what is complete is committed, the rest waits in Redis."""
