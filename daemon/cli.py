@@ -291,6 +291,26 @@ def import_model(
     click.echo(f"{card.name}\t{card.kind}\t{card.digest}")
 
 
+@models.command("verify")
+@click.argument("names", nargs=-1)
+@click.option("--golden", is_flag=True, help="Compare real weights with the original's embeddings.")
+@click.option("--device", default="cpu", show_default=True)
+@config_option
+def verify_models(
+    names: tuple[str, ...],
+    golden: bool,
+    device: str,
+    config_file: Path | None,
+    state_dir: Path | None,
+) -> int:
+    """Reads model files again and checks their digests; without NAMES, of all models."""
+    from daemon import show
+
+    return show.verify_models(
+        load_config(config_file, state_dir=state_dir), names, device if golden else None
+    )
+
+
 def run_command(command: click.Command, arguments: list[str] | None = None) -> int:
     """Runs a command; every error on purpose becomes one line and its exit code."""
     try:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import click
 from daemon.client import JobView, JobWatch, find_out, require_service
 from daemon.config import Config
 from daemon.progress import describe
-from ops.errors import NoInputError, UnavailableError
+from ops.errors import ConfigError, NoInputError, UnavailableError
 from ops.jobs import JobStore
+from ops.modelstore import ModelCard
 
 FOLLOW_POLL_S = 0.2
-EX_IOERR = 74
+EX_DATAERR, EX_IOERR = 65, 74
 
 
 def status(config: Config, job: str | None, as_json: bool) -> None:
@@ -124,6 +126,33 @@ def verify(config: Config, name: str) -> int:
         + ("all as committed" if report.ok else f"{len(report.problems)} problems")
     )
     return 0 if report.ok else EX_IOERR
+
+
+def verify_models(config: Config, names: Sequence[str], golden_device: str | None) -> int:
+    """Digests of models, and with a golden_device the values that they give on it."""
+    from ops.modelstore import list_models, verify_model
+
+    known = {card.name: card for card in list_models([config.models_dir])}
+    for name in names or known:
+        if name not in known:
+            raise ConfigError(f"no model named {name}; see `vnp models list`")
+        verify_model(known[name])
+        click.echo(f"{name}\tdigest\tok")
+    if golden_device is None:
+        return 0
+    return _verify_golden([known[name] for name in names or known], golden_device)
+
+
+def _verify_golden(cards: Sequence[ModelCard], device: str) -> int:
+    from ops.golden_check import check_golden, has_golden
+
+    checked = [check_golden(card, device) for card in cards if has_golden(card)]
+    if not checked:
+        raise ConfigError("none of these models has golden embeddings: ESM-2 3B and DNABERT-S do")
+    for result in checked:
+        word = "ok" if result.ok else "DIFFERS"
+        click.echo(f"{result.model}\tgolden\t{word}\trelative L2 {result.worst:.1e}")
+    return 0 if all(result.ok for result in checked) else EX_DATAERR
 
 
 def models(config: Config, as_json: bool) -> None:

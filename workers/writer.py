@@ -20,7 +20,7 @@ from ops.errors import VnpError
 from ops.fasta import Alphabet, Piece, read_inputs
 from ops.gather import ShardGather
 from ops.jobs import JobStore, Outcome
-from ops.nouns import Account, BatchResult, JobFailure
+from ops.nouns import Account, Batch, BatchResult, JobFailure, ShardTask
 from ops.output import Output
 from workers.logs import get_log
 from workers.loop import main, read_entry
@@ -131,11 +131,10 @@ class Writer:
 
     def _gather(self, entry: Entry) -> None:
         """Puts a message where it belongs; it stays pending until its shard is committed."""
-        message: Account | BatchResult | JobFailure | None = read_entry(
-            self.broker, RESULTS, entry, Account, BatchResult, JobFailure
-        )
+        message = read_entry(self.broker, RESULTS, entry, Account, BatchResult, JobFailure)
         if message is None:
             return
+        assert not isinstance(message, ShardTask | Batch)
         held = self.jobs.get(message.job)
         if held is None or message.shard in held.output.committed:
             self.broker.acknowledge(RESULTS, [entry.id])
