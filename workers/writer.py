@@ -3,12 +3,16 @@
 Only this process writes into output folders. An entry of the results stream is acknowledged when
 the shard it belongs to stands in the manifest, never before: what the writer holds in memory is
 always still in Redis, and what is not in Redis any more is issued again by the planner.
+
+Commits run in one thread of their own, one after another, while the next shards are gathered; all
+else happens in the main thread.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from ops.errors import VnpError
 from ops.fasta import Alphabet, Piece, read_inputs
 from ops.gather import ShardGather
 from ops.jobs import JobStore, Outcome
+from ops.manifest import ShardLine
 from ops.nouns import Account, Batch, BatchResult, JobFailure, ShardTask
 from ops.output import Output
 from workers.logs import get_log
@@ -29,6 +34,8 @@ from workers.settings import WorkerSettings
 #: A result may have 24 MB; what is taken at once is held decoded and encoded for a moment.
 TAKE_COUNT = 8
 BLOCK_MS = 200
+#: While a commit is under way, whose end has to be noticed.
+COMMITTING_BLOCK_MS = 10
 #: Between two looks at the job files.
 ADOPT_EVERY_S = 0.1
 #: After a commit that failed (a full disk, say) and before it is tried again.
@@ -43,6 +50,7 @@ class OpenShard:
 
     gather: ShardGather
     entries: list[str] = field(default_factory=list)
+    commit: Future[ShardLine] | None = None
     retry_at: float = 0.0
 
 
@@ -52,6 +60,10 @@ class OpenJob:
 
     output: Output
     shards: dict[int, OpenShard] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.output.is_complete and not self.shards
 
 
 class Writer:
@@ -64,18 +76,19 @@ class Writer:
         self.store = JobStore(Path(settings.state_dir))
         self.jobs: dict[str, OpenJob] = {}
         self.next_adoption = 0.0
+        self.committer = ThreadPoolExecutor(1, "commit")
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.lease = LeaseKeeper(self.broker, RESULTS, settings.lease_s)
 
     def step(self) -> None:
         """Adopts planned jobs, gathers what has arrived, commits and finishes what is complete."""
         self._adopt_jobs()
-        for entry in self.broker.take(RESULTS, TAKE_COUNT, BLOCK_MS):
+        block_ms = COMMITTING_BLOCK_MS if self._is_committing() else BLOCK_MS
+        for entry in self.broker.take(RESULTS, TAKE_COUNT, block_ms):
             self._gather(entry)
-        for job, shard in self._complete_shards():
-            if job in self.jobs:
-                self._commit(job, shard)
-        for job in [j for j, held in self.jobs.items() if held.output.is_complete]:
+        for job in list(self.jobs):
+            self._advance_commits(job)
+        for job in [job for job, held in self.jobs.items() if held.is_complete]:
             self._finish(job)
 
     # -- jobs ------------------------------------------------------------------------------------
@@ -113,9 +126,9 @@ class Writer:
 
     def _let_go(self, job: str) -> None:
         held = self.jobs.pop(job)
+        self._close_output(held)
         for shard in held.shards.values():
             self._acknowledge(shard.entries)
-        held.output.close()
 
     def _fail(self, job: str, error: VnpError) -> None:
         self._end(job, Outcome(FAILED, error.exit_code, str(error)))
@@ -153,24 +166,30 @@ class Writer:
             except VnpError as error:
                 self._fail(message.job, error)
 
-    def _complete_shards(self) -> list[tuple[str, int]]:
-        now = time.monotonic()
-        return [
-            (job, number)
-            for job, held in self.jobs.items()
-            for number, shard in held.shards.items()
-            if shard.gather.complete and shard.retry_at <= now
-        ]
+    def _is_committing(self) -> bool:
+        return any(shard.commit for held in self.jobs.values() for shard in held.shards.values())
 
-    def _commit(self, job: str, number: int) -> None:
-        """The shard file, then its manifest line, then the acknowledgement; in this order only."""
+    def _advance_commits(self, job: str) -> None:
+        """Starts the commits that are due, and takes note of those that have ended."""
         held = self.jobs[job]
-        shard = held.shards[number]
-        started = time.monotonic()
+        for number, shard in list(held.shards.items()):
+            if shard.commit is None:
+                if shard.gather.complete and shard.retry_at <= time.monotonic():
+                    shard.commit = self.committer.submit(held.output.commit, shard.gather)
+            elif shard.commit.done():
+                self._end_commit(job, number, shard, shard.commit)
+            if job not in self.jobs:  # the commit has failed the job
+                return
+
+    def _end_commit(
+        self, job: str, number: int, shard: OpenShard, commit: Future[ShardLine]
+    ) -> None:
+        """The shard stands in the manifest: only now are its entries acknowledged."""
+        held = self.jobs[job]
         try:
-            line = held.output.commit(shard.gather)
+            line = commit.result()
         except OSError as error:
-            shard.retry_at = started + RETRY_COMMIT_S
+            shard.commit, shard.retry_at = None, time.monotonic() + RETRY_COMMIT_S
             self.log.error("shard.not_committed", message=str(error), **{"job.id": job})
             return
         except VnpError as error:
@@ -185,9 +204,13 @@ class Writer:
             rows=line.rows,
             shards_done=len(held.output.committed),
             shards_total=held.output.num_shards,
-            duration_s=round(time.monotonic() - started, 4),
             **{"job.id": job},
         )
+
+    def _close_output(self, held: OpenJob) -> None:
+        """Waits for the commits under way: the folder may be somebody else's afterwards."""
+        wait([shard.commit for shard in held.shards.values() if shard.commit])
+        held.output.close()
 
     def _acknowledge(self, entries: list[str]) -> None:
         self.lease.release(*entries)
@@ -220,7 +243,8 @@ class Writer:
         """Stops between two steps: what is complete is committed, the rest waits in Redis."""
         self.lease.close()
         for held in self.jobs.values():
-            held.output.close()
+            self._close_output(held)
+        self.committer.shutdown()
         self.broker.close()
         self.lock.release()
 

@@ -45,7 +45,9 @@ def names(service: Service) -> dict[int, str]:
     found = {}
     for child in service.children():
         words = " ".join(child.cmdline())
-        role = next((r for r in ("planner", "packer", "gpu", "writer") if f"workers.{r}" in words), "")
+        role = next(
+            (r for r in ("planner", "packer", "gpu", "writer") if f"workers.{r}" in words), ""
+        )
         found[child.pid] = role or "redis"
     assert service.process is not None
     found[service.process.pid] = "supervisor"
@@ -53,7 +55,7 @@ def names(service: Service) -> dict[int, str]:
 
 
 def measure(megabytes: int, folder: Path) -> dict[str, float]:
-    """Peak above the size when ready, by role, MB; the larger one where a role has two processes."""
+    """Peak above the size when ready, MB, by role; the largest where a role has several."""
     fasta = folder / "input.fa"
     write_input(fasta, megabytes)
     service = Service(folder, shard_bases=1 << 20, lease_s=30)
