@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -102,11 +103,22 @@ class Service:
 
     def kill_role(self, role: str, sig: int = signal.SIGKILL) -> None:
         """Sends a signal to every process of one role ("redis" is one too)."""
-        mark = "redis-server" if role == "redis" else f"workers.{role}"
-        victims = [p for p in self.children() if any(mark in part for part in p.cmdline())]
-        assert victims, f"no process of role {role}"
-        for victim in victims:
-            victim.send_signal(sig)
+        until(lambda: self.processes(role) != [], f"a process of role {role}")
+        for victim in self.processes(role):
+            with suppress(psutil.NoSuchProcess):
+                victim.send_signal(sig)
+
+    def processes(self, role: str) -> list[psutil.Process]:
+        mark = "-server" if role == "redis" else f"workers.{role}"
+        return [child for child in self.children() if mark in " ".join(command_line(child))]
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Words of a process' command; none of one that has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def shards_done(out: Path) -> int:
