@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal, Protocol
@@ -33,6 +34,7 @@ Alphabet = Literal["nucleotide", "protein"]
 BLOCK_BYTES = 1 << 20
 #: A record longer than this arrives in several pieces.
 PIECE_LETTERS = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -122,13 +124,23 @@ class _Reader:
                 yield from self._records(pending[:cut], complete=True)
                 self._line += 1
                 pending = pending[cut + 1 :]
-            if len(pending) > PIECE_LETTERS:
+            if len(pending) > PIECE_LETTERS and self._has_header(pending):
                 # The last byte stays: what follows then starts inside a line, or with a newline,
                 # and so a > at its start is never taken for a header.
                 yield from self._records(pending[:-1], complete=False)
                 pending = pending[-1:]
         if started:
             yield from self._records(pending, complete=True)
+
+    def _has_header(self, pending: bytes) -> bool:
+        """True when the header of the record in `pending` is whole. Raises DataError: no end."""
+        if self._open is not None or b"\n" in pending[:-1]:
+            return True
+        if len(pending) > MAX_HEADER_BYTES:
+            raise DataError(
+                f"{self.path}, line {self._line}: a header of over 1 MiB; is this FASTA?"
+            )
+        return False
 
     def _blocks(self) -> Iterator[bytes]:
         check_readable(self.path)
@@ -210,14 +222,13 @@ class _Reader:
         )
 
 
-def _open(path: Path) -> IO[bytes]:
+@contextmanager
+def _open(path: Path) -> Iterator[IO[bytes]]:
     """The decompressed bytes of a file."""
-    stream = path.open("rb")
-    magic = stream.read(2)
-    stream.seek(0)
-    if magic != GZIP_MAGIC:
-        return stream
-    return igzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[no-untyped-call, return-value]
+    with path.open("rb") as raw:
+        is_gzip = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+        raw.seek(0)
+        yield igzip.GzipFile(fileobj=raw, mode="rb") if is_gzip else raw  # type: ignore[no-untyped-call, misc]
 
 
 def _unix_lines(blocks: Iterator[bytes], digest: Digest | None) -> Iterator[bytes]:

@@ -63,7 +63,7 @@ def measure(megabytes: int, folder: Path) -> dict[str, float]:
     roles = names(service)
     ready = {pid: memory_mb(pid, "VmRSS") for pid in roles}
     job = service.submit(fasta, folder / "out")
-    done = service.vnp("wait", job)
+    done = service.vnp("wait", job, limit_s=LIMIT_S)
     assert done.returncode == 0, done.stderr
     peak: dict[str, float] = {}
     for pid, role in roles.items():

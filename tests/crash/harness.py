@@ -76,13 +76,13 @@ class Service:
 
     # -- use -------------------------------------------------------------------------------------
 
-    def vnp(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def vnp(self, *arguments: object, limit_s: float = LIMIT_S) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "daemon.cli", *map(str, arguments)],
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=LIMIT_S,
+            timeout=limit_s,
         )
 
     def submit(self, fasta: Path, out: Path, *options: object) -> str:

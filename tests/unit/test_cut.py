@@ -1,0 +1,158 @@
+"""Cutting into shards: both passes agree, and the cut depends on input and parameters alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ops import fasta
+from ops.cut import CutParams, cut_shards, plan_input
+from ops.errors import DataError
+from ops.frames import chunk_bounds
+from ops.jobs import Plan
+from ops.nouns import ShardTask
+
+
+def params(pipeline: str = "virus", **changes: object) -> CutParams:
+    values = {
+        "job": "j",
+        "identity": "i",
+        "pipeline": pipeline,
+        "chunk_length": 50 if pipeline == "virus" else 0,
+        "keep_embeddings": False,
+        "uracil_as_t": True,
+        "shard_bases": 1_000,
+        "shard_records": 4,
+        **changes,
+    }
+    return CutParams(**values)  # type: ignore[arg-type]
+
+
+def write(path: Path, records: list[str], width: int = 60) -> Path:
+    with path.open("w") as stream:
+        for number, letters in enumerate(records):
+            stream.write(f">r{number % 3} text\n")
+            stream.writelines(letters[i : i + width] + "\n" for i in range(0, len(letters), width))
+    return path
+
+
+def plan_of(path: Path, cut: CutParams) -> Plan:
+    scan = plan_input([path], cut)
+    for _ in scan:
+        pass
+    return scan.result
+
+
+def cut_of(path: Path, cut: CutParams) -> list[ShardTask]:
+    return list(cut_shards([path], cut, plan_of(path, cut).huge_lengths))
+
+
+def random_records(seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.choice([0, 1, 3, 49, 50, 51, 400, 1_000, 1_001, 3_333, 9_000], 30)
+    return ["".join(rng.choice(list("ACGTNU"), length)) for length in lengths]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("piece", [40, 1 << 20])
+def test_passes_agree_and_nothing_is_lost(
+    seed: int, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given records from empty to huge, in pieces of any size
+    monkeypatch.setattr(fasta, "PIECE_LETTERS", piece)
+    monkeypatch.setattr(fasta, "BLOCK_BYTES", piece)
+    records = random_records(seed)
+    path = write(tmp_path / "x.fa", records)
+    # When the input is planned and cut
+    plan = plan_of(path, params())
+    tasks = cut_of(path, params())
+    # Then the shards are those of the plan
+    assert [task.shard for task in tasks] == list(range(plan.shards))
+    assert plan.records == len(records)
+    assert plan.letters == sum(map(len, records))
+    # And every chunk of every record is in one of them, with its own bases
+    chunks = [
+        (int(record), chunk, letters.tobytes()[start : end + 1].decode())
+        for task in tasks
+        for record, length, first, stop, offset, letters in zip(
+            task.record,
+            task.length,
+            task.first_chunk,
+            task.stop_chunk,
+            task.offset,
+            task.sequence,
+            strict=True,
+        )
+        for chunk, (start, end) in zip(
+            range(first, stop),
+            chunk_bounds(int(length), 50, int(first), int(stop)) - [int(offset), int(offset) + 1],
+            strict=True,
+        )
+    ]
+    assert chunks == [
+        (number, chunk, letters[start:end])
+        for number, letters in enumerate(records)
+        for chunk, (start, end) in enumerate(chunk_bounds(len(letters), 50).tolist())
+    ]
+    assert plan.chunks == len(chunks)
+
+
+def test_limits_of_a_shard(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", ["A" * 10] * 9 + ["C" * 600] * 3 + ["G" * 5_000, "T"])
+    tasks = cut_of(path, params())
+    assert [task.record.tolist() for task in tasks] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9],
+        [10],
+        [11],
+        *([[12]] * 5),  # huge: 100 chunks, 20 a shard
+        [13],
+    ]
+    assert [task.first_chunk.tolist() for task in tasks[5:10]] == [[0], [20], [40], [60], [80]]
+    assert max(len(task.sequence.data) for task in tasks) <= 1_000
+
+
+def test_skipped_shards_change_nothing_of_the_others(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", random_records(7))
+    plan = plan_of(path, params())
+    rest = cut_shards([path], params(), plan.huge_lengths, skip=lambda shard: shard % 3 != 1)
+    whole = {task.shard: task for task in cut_of(path, params())}
+    for task in rest:
+        assert task.shard % 3 == 1
+        assert np.array_equal(task.sequence.data, whole.pop(task.shard).sequence.data)
+    assert {shard for shard in whole if shard % 3 == 1} == set()
+
+
+def test_counts_of_letters_and_the_digest(tmp_path: Path) -> None:
+    plain = write(tmp_path / "a.fa", ["ACGTNNRU", "uuac"])
+    plan = plan_of(plain, params())
+    assert (plan.letters, plan.ambiguous, plan.uracil) == (12, 3, 3)
+    other = write(tmp_path / "b.fa", ["ACGTNNRU", "uuag"])
+    assert plan_of(other, params()).input_digest != plan.input_digest
+
+
+def test_protein_and_dna_records_are_never_cut(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", ["MKV" * 700, "", "MK"])
+    tasks = cut_of(path, params("protein"))
+    assert [task.record.tolist() for task in tasks] == [[0], [1, 2]]
+    assert tasks[1].num_chunks.tolist() == [0, 1]
+    assert plan_of(path, params("protein")).chunks == 0
+
+
+def test_nobody_carries_a_protein_that_no_model_takes(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", ["M", "K" * ((1 << 20) + 1), "V"])
+    tasks = cut_of(path, params("protein", shard_bases=1 << 20))
+    assert [(task.length.tolist(), len(task.sequence.data)) for task in tasks] == [
+        ([1], 1),
+        ([(1 << 20) + 1], 0),
+        ([1], 1),
+    ]
+
+
+def test_a_bad_input_is_refused_in_the_first_pass(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", ["ACGT" * 500, "AC1"])
+    with pytest.raises(DataError, match="record 'r1'"):
+        plan_of(path, params())

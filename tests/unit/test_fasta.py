@@ -1,0 +1,200 @@
+"""The FASTA reader: every case of its table has one outcome, whatever the size of its pieces."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ops import fasta
+from ops.errors import DataError, NoInputError
+from ops.fasta import Alphabet, input_digest, read_inputs
+
+
+def read(path: Path, content: bytes, alphabet: Alphabet = "nucleotide") -> list[tuple[str, bytes]]:
+    """(name, letters) of every record of a file with that content."""
+    path.write_bytes(content)
+    pieces = read_inputs([path], alphabet)
+    return [
+        (own[0].name, b"".join(piece.letters for piece in own))
+        for own in (list(group) for _, group in groupby(pieces, key=lambda piece: piece.ordinal))
+    ]
+
+
+@pytest.fixture(params=[(1 << 20, 1 << 20), (7, 50), (1, 1)])
+def any_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same text arrives in large blocks, in small ones, and byte by byte."""
+    monkeypatch.setattr(fasta, "BLOCK_BYTES", request.param[0])
+    monkeypatch.setattr(fasta, "PIECE_LETTERS", request.param[1])
+
+
+ACCEPTED = {
+    "plain": (b">a\nACGT\n>b\nAC\nGT\n", [("a", b"ACGT"), ("b", b"ACGT")]),
+    "byte-order mark": (b"\xef\xbb\xbf>a\nACGT\n", [("a", b"ACGT")]),
+    "CRLF": (b">a x\r\nAC\r\nGT\r\n>b\r\nA\r\n", [("a", b"ACGT"), ("b", b"A")]),
+    "CR": (b">a x\rAC\rGT\r>b\rA\r", [("a", b"ACGT"), ("b", b"A")]),
+    "blank lines first": (b"\n \n\n>a\nACGT\n", [("a", b"ACGT")]),
+    "blank lines inside": (b">a\nAC\n\nGT\n\n>b\nA", [("a", b"ACGT"), ("b", b"A")]),
+    "no final newline": (b">a\nACGT", [("a", b"ACGT")]),
+    "spaces and tabs": (b">a\nAC GT\tAC\n", [("a", b"ACGTAC")]),
+    "lower case": (b">a\nacgtn\n", [("a", b"ACGTN")]),
+    "IUPAC and U": (b">a\nACGTURYSWKMBDHVN\n", [("a", b"ACGTURYSWKMBDHVN")]),
+    "empty file": (b"", []),
+    "blank file": (b"\n \n", []),
+    "empty record": (b">a\n>b\nAC\n", [("a", b""), ("b", b"AC")]),
+    "empty last record": (b">a\nAC\n>b", [("a", b"AC"), ("b", b"")]),
+    "duplicates": (b">a\nAC\n>a\nGT\n", [("a", b"AC"), ("a", b"GT")]),
+    "no name": (b">\nAC\n", [("", b"AC")]),
+    "UTF-8 header": (">vírus x\nAC\n".encode(), [("vírus", b"AC")]),
+    "Latin-1 header": (">vírus x\nAC\n".encode("latin-1"), [("vírus", b"AC")]),
+    "greater-than in header": (b">a>b c\nAC\n", [("a>b", b"AC")]),
+}
+
+
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_accepted(case: str, tmp_path: Path) -> None:
+    content, expected = ACCEPTED[case]
+    assert read(tmp_path / "x.fa", content) == expected
+    # And gzipped, under a name that does not say so
+    assert read(tmp_path / "x.fa", gzip.compress(content)) == expected
+
+
+REFUSED = {
+    "digit": (b">a\nACGT\n>b x\nAC\nG7T\n", "line 5, record 'b': '7'"),
+    "stop": (b">a\nACG*\n", "line 2, record 'a': '*'"),
+    "gap": (b">a\nAC-G\n", "'-' is not a letter of a nucleotide sequence (gaps"),
+    "protein": (b">p\nMKLVE\n", "use --pipeline protein"),
+    "NUL": (b">a\nAC\0GT\n", "line 2, record 'a'"),
+    "inner greater-than": (b">a\nAC>GT\n", "line 2, record 'a': '>'"),
+    "HTML": (b"<!DOCTYPE html><html>\n", "line 1: not FASTA, there is no >"),
+    "FASTQ": (b"\n@r1\nACGT\n+\nIIII\n", "line 2: not FASTA, there is no > (this looks like FASTQ"),
+    "text": (b"hello\n>a\nAC\n", "line 1: not FASTA"),
+}
+
+
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_with_file_line_and_record(case: str, tmp_path: Path) -> None:
+    content, message = REFUSED[case]
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "x.fa", content)
+    assert str(tmp_path / "x.fa") in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_html_and_endless_headers_are_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="this is an HTML or XML page"):
+        read(tmp_path / "x.fa", b"<!DOCTYPE html><html>\n")
+    with pytest.raises(DataError, match="a header of over 1 MiB"):
+        read(tmp_path / "x.fa", b">" + b"x" * (3 << 20))
+
+
+def test_protein_alphabet(tmp_path: Path) -> None:
+    assert read(tmp_path / "x.fa", b">a\nmkl*X-.JZ\n", "protein") == [("a", b"MKL*X-.JZ")]
+    with pytest.raises(DataError, match="not a letter of a protein"):
+        read(tmp_path / "x.fa", b">a\nMK1\n", "protein")
+
+
+@pytest.mark.parametrize("cut", [5, 12, 40, -9, -8, -1])
+def test_truncated_gzip_is_refused(cut: int, tmp_path: Path) -> None:
+    content = gzip.compress(b">a\n" + b"ACGTTGCA" * 1000 + b"\n", mtime=0)
+    with pytest.raises(DataError, match="damaged or cut off"):
+        read(tmp_path / "x.fa.gz", content[:cut])
+
+
+def test_damaged_gzip_is_refused(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress(b">a\n" + bytes(b"ACGT"[i * i % 4] for i in range(9999))))
+    content[len(content) // 2] ^= 0xFF
+    with pytest.raises(DataError, match=r"damaged or cut off|not a letter"):
+        read(tmp_path / "x.fa.gz", bytes(content))
+
+
+def test_gzip_of_several_members(tmp_path: Path) -> None:
+    # Given a file made by joining gzip files, as bgzip does
+    content = gzip.compress(b">a\nAC") + gzip.compress(b"GT\n>b\nA\n") + gzip.compress(b"")
+    # Then it is one text
+    assert read(tmp_path / "x.fa", content) == [("a", b"ACGT"), ("b", b"A")]
+
+
+def test_missing_folder_and_special_files(tmp_path: Path) -> None:
+    for path, message in (
+        (tmp_path / "none.fa", "cannot be read"),
+        (tmp_path, "is a folder"),
+        (Path("/dev/null"), "not a regular file"),
+    ):
+        with pytest.raises(NoInputError, match=message):
+            list(read_inputs([path], "nucleotide"))
+
+
+def test_ordinals_and_digest_go_on_over_files(tmp_path: Path) -> None:
+    # Given two files, one of them gzipped
+    first, second = tmp_path / "1.fa", tmp_path / "2.fa"
+    first.write_bytes(b">a\nAC\n>b\nGT\n")
+    second.write_bytes(gzip.compress(b">a\nTT\n"))
+    # When they are read as one input
+    digest = input_digest()
+    pieces = list(read_inputs([first, second], "nucleotide", digest))
+    # Then records are counted through, and the digest is of the decompressed bytes
+    assert [(p.ordinal, p.name, p.letters) for p in pieces] == [
+        (0, "a", b"AC"),
+        (1, "b", b"GT"),
+        (2, "a", b"TT"),
+    ]
+    assert digest.digest() == hashlib.sha256(b">a\nAC\n>b\nGT\n>a\nTT\n").digest()
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    records=st.lists(st.text("ACGTNacgtu \t\n", max_size=60), max_size=6),
+    newline=st.sampled_from(["\n", "\r\n", "\r"]),
+    block=st.integers(1, 40),
+    piece=st.integers(1, 60),
+)
+def test_pieces_of_any_size_say_the_same(
+    records: list[str], newline: str, block: int, piece: int, tmp_path: Path
+) -> None:
+    text = "".join(f">r{i} d\n{body}\n" for i, body in enumerate(records)).replace("\n", newline)
+    expected = [(f"r{i}", "".join(body.split()).upper().encode()) for i, body in enumerate(records)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fasta, "BLOCK_BYTES", block)
+        patch.setattr(fasta, "PIECE_LETTERS", piece)
+        assert read(tmp_path / "x.fa", text.encode()) == expected
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from ops.fasta import read_inputs
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+letters = sum(len(piece.letters) for piece in read_inputs([Path(sys.argv[1])], "nucleotide"))
+print(letters, peak() - before)
+"""
+
+
+@pytest.mark.parametrize("width", [80, 0])
+def test_memory_is_bounded_on_one_long_record(width: int, tmp_path: Path) -> None:
+    # Given one record of 120 Mb, in lines or in a single one
+    path = tmp_path / "long.fa"
+    line = b"ACGTTGCA" * 10 + (b"\n" if width else b"")
+    with path.open("wb") as stream:
+        stream.write(b">long\n")
+        for _ in range(150):
+            stream.write(line * 10_000)
+    # When it is read in a process of its own
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True
+    )
+    letters, kilobytes = map(int, done.stdout.split())
+    # Then all of it arrived, in a few times the size of a piece (1 MiB)
+    assert letters == 120_000_000
+    assert kilobytes < 32_000

@@ -1,0 +1,170 @@
+"""What a packer makes of a shard: rows, tokens, digests, batches and the account."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ops import esm_tokens
+from ops import frames_plain as plain
+from ops.cut import CutParams, cut_shards, plan_input
+from ops.dna_tokens import DnaTokenizer
+from ops.frames_export import write_frames
+from ops.nouns import Account, Batch, Ragged, Status
+from ops.packing import Budgets
+from ops.prepare import prepare
+
+BUDGETS = Budgets(10_752, 10_752, 1_024)
+TOKENIZER = DnaTokenizer(Path(__file__).parents[1] / "data" / "dnabert-s" / "tokenizer.json")
+
+
+def prepared(
+    path: Path,
+    records: list[str],
+    pipeline: str = "virus",
+    chunk_length: int = 60,
+    max_tokens: int = 8_192,
+    uracil_as_t: bool = True,
+    shard_bases: int = 1 << 20,
+    one_per_batch: bool = False,
+) -> list[tuple[list[Batch], Account]]:
+    """Batches and account of every shard of a file with these records."""
+    path.write_text("".join(f">r{i}\n{letters}\n" for i, letters in enumerate(records)))
+    chunks = chunk_length if pipeline == "virus" else 0
+    cut = CutParams("j", "i", pipeline, chunks, True, uracil_as_t, shard_bases)
+    scan = plan_input([path], cut)
+    for _ in scan:
+        pass
+    tokenizer = None if pipeline == "protein" else TOKENIZER
+    return [
+        prepare(task, tokenizer, BUDGETS, max_tokens, one_per_batch=one_per_batch)
+        for task in cut_shards([path], cut, scan.result.huge_lengths)
+    ]
+
+
+def keys_of(account: Account) -> list[tuple[int, int, int]]:
+    columns = (account.row_record, account.row_chunk, account.row_frame)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def test_rows_are_the_plain_frames_in_key_order(tmp_path: Path) -> None:
+    # Given records with all kinds of frames
+    rng = np.random.default_rng(0)
+    records = ["".join(rng.choice(list("ACGTN"), n)) for n in (200, 0, 2, 61, 500)] + ["ACG" * 99]
+    [(batches, account)] = prepared(tmp_path / "x.fa", records)
+    expected = {
+        (number, chunk, frame.number): frame
+        for number, letters in enumerate(records)
+        for chunk, (start, end) in enumerate(plain.chunk_bounds(len(letters), 60))
+        for frame in plain.open_frames(letters[start:end])
+        if frame.protein
+    }
+    # Then the account names just these rows, ascending
+    assert keys_of(account) == sorted(expected)
+    # And every row is in one batch, with the tokens and the digest of its own letters
+    seen = {}
+    for batch in batches:
+        assert batch.esm_tokens is not None
+        assert batch.dna_tokens is not None
+        for row in range(len(batch.record)):
+            key = (int(batch.record[row]), int(batch.chunk[row]), int(batch.frame[row]))
+            letters = (expected[key].protein.encode(), expected[key].nucleotide.encode())
+            esm, dna = (Ragged.from_bytes([text]) for text in letters)
+            assert np.array_equal(batch.esm_tokens[row], esm_tokens.encode(esm)[0])
+            assert np.array_equal(batch.dna_tokens[row], TOKENIZER.encode(dna)[0])
+            digest = blake2b(b"|".join(letters), digest_size=8).digest()
+            assert int(batch.digest[row]) == int.from_bytes(digest, "little")
+            seen[key] = int(batch.digest[row])
+    assert [seen[key] for key in keys_of(account)] == account.row_digest.tolist()
+    assert len(seen) == sum(len(batch.record) for batch in batches)
+
+
+def test_statuses_of_records_and_chunks(tmp_path: Path) -> None:
+    stops = "TAACTAGCTAACTAGCTAACTAG"  # a stop in every frame
+    records = ["", "AC", "N" * 100, stops, "ACG" * 20]
+    [(_, account)] = prepared(tmp_path / "x.fa", records, chunk_length=100)
+    assert account.record_status.tolist() == [
+        Status.EMPTY,
+        Status.TOO_SHORT,
+        Status.OK,
+        Status.OK,
+        Status.OK,
+    ]
+    assert account.chunk_record.tolist() == [1, 2, 3, 4]
+    assert account.chunk_status.tolist() == [
+        Status.TOO_SHORT,
+        Status.AMBIGUOUS,
+        Status.NO_OPEN_FRAME,
+        Status.OK,
+    ]
+    assert account.num_frames.tolist()[:3] == [0, 0, 0]
+    assert (account.start.tolist(), account.end.tolist()) == ([1] * 4, [2, 100, 23, 60])
+
+
+def test_a_chunk_with_a_frame_that_no_model_takes_is_too_long(tmp_path: Path) -> None:
+    [(batches, account)] = prepared(
+        tmp_path / "x.fa", ["ACG" * 20, "ACG" * 2], chunk_length=60, max_tokens=16
+    )
+    assert account.record_status.tolist() == [Status.TOO_LONG, Status.OK]
+    assert account.chunk_status.tolist() == [Status.TOO_LONG, Status.OK]
+    assert {int(r) for batch in batches for r in batch.record} == {1}
+
+
+@pytest.mark.parametrize("uracil_as_t", [True, False])
+def test_uracil(uracil_as_t: bool, tmp_path: Path) -> None:
+    [(batches, account)] = prepared(tmp_path / "x.fa", ["AUGAAA"], uracil_as_t=uracil_as_t)
+    first = next(i for i, frame in enumerate(batches[0].frame) if frame == 1)
+    assert batches[0].esm_tokens is not None
+    proteins = {True: b"MK", False: b"K"}
+    expected = esm_tokens.encode(Ragged.from_bytes([proteins[uracil_as_t]]))[0]
+    assert np.array_equal(batches[0].esm_tokens[first], expected)
+    assert account.num_uracil.tolist() == [1]
+
+
+def test_ambiguous_letters_of_a_cut_record_are_counted_once(tmp_path: Path) -> None:
+    # Given a record that is cut, whose chunks overlap in ambiguous letters
+    shards = prepared(tmp_path / "x.fa", ["N" * 5_010 + "U" * 7], shard_bases=1_000)
+    assert len(shards) > 3
+    assert sum(int(account.num_ambiguous.sum()) for _, account in shards) == 5_010
+    assert sum(int(account.num_uracil.sum()) for _, account in shards) == 7
+
+
+def test_protein_and_dna_have_one_row_per_record(tmp_path: Path) -> None:
+    [(batches, account)] = prepared(tmp_path / "p.fa", ["MKV", "", "M" * 50], "protein", 0, 40)
+    assert keys_of(account) == [(0, 0, 0)]
+    assert account.record_status.tolist() == [Status.OK, Status.EMPTY, Status.TOO_LONG]
+    assert batches[0].dna_tokens is None
+    [(batches, account)] = prepared(tmp_path / "d.fa", ["ACGU", "", "N" * 50], "dna", 0, 40)
+    assert keys_of(account) == [(0, 0, 0)]
+    assert account.record_status.tolist() == [Status.OK, Status.EMPTY, Status.TOO_LONG]
+    assert batches[0].esm_tokens is None
+    assert (account.start.tolist(), account.end.tolist()) == ([1, 1], [4, 50])
+
+
+def test_one_per_batch(tmp_path: Path) -> None:
+    [(batches, account)] = prepared(tmp_path / "x.fa", ["ACG" * 99], one_per_batch=True)
+    assert [len(batch.record) for batch in batches] == [1] * len(account.row_record)
+
+
+def test_frames_as_the_original_writes_them(tmp_path: Path) -> None:
+    # Given two records of one name, with U
+    fasta = tmp_path / "x.fa"
+    fasta.write_text(">a one\nAUGAAACCC\n>a two\nTTTTTT\n")
+    # When the frames are written
+    count = write_frames([fasta], 500, tmp_path / "n.fna", tmp_path / "p.faa")
+    # Then ids, order and the treatment of U are the original's
+    nucleotide = (tmp_path / "n.fna").read_text().splitlines()
+    protein = (tmp_path / "p.faa").read_text().splitlines()
+    expected = [
+        (f">a_chunk_1{plain.FRAME_NAMES[frame.number - 1]}", frame.protein, frame.nucleotide)
+        for letters in ("AUGAAACCC", "TTTTTT")
+        for frame in plain.open_frames(letters)
+        if frame.protein
+    ]
+    assert nucleotide == [line for id_, _, letters in expected for line in (id_, letters)]
+    assert protein == [line for id_, letters, _ in expected for line in (id_, letters)]
+    assert count == len(expected)
+    assert expected[0] == (">a_chunk_1F1", "KP", "AUGAAAC")
