@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ops.frames_plain import BASES, CODONS, reverse_complement
-from ops.nouns import I64, U8, Ragged
+from ops.nouns import I64, U8, Ragged, gather_runs
 
 STOP = ord("*")
 #: What a codon with an unknown letter translates to; no letter, since it is deleted.
@@ -35,7 +35,6 @@ def _codon_tables() -> tuple[bytes, bytes]:
 
 _NUMBER = bytes(BASES.find(chr(letter)) % 5 for letter in range(256))
 _AMINO, _AMINO_BACKWARD = _codon_tables()
-_IS_STOP = bytes(letter == STOP for letter in range(256))
 _COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
 
 
@@ -92,16 +91,15 @@ def open_frames(sequence: U8, bounds: I64) -> Frames:
 
     sequence: (bases,) uint8; bounds: (chunks, 2) into it, 0-based and half-open.
     """
-    forward, backward = _codons(sequence)
+    codons = np.stack(_codons(sequence))
     first, count = _frame_places(bounds)
-    stops = np.stack([_running_stops(forward), _running_stops(backward)])
-    is_open = _stops_between(stops, first, count) == 0
+    is_open = np.concatenate(
+        [_without_stop(codons[s], first[:, 3 * s : 3 * s + 3], count) for s in (0, 1)], axis=1
+    )
     chunk, frame = np.nonzero(is_open)
-    strand = frame // 3
-    codons = np.stack([forward, backward])
-    proteins = _gather_proteins(codons, strand, first[chunk, frame], count[chunk, frame])
-    kept = proteins.lengths > 0
-    chunk, frame, proteins = chunk[kept], frame[kept], proteins.take(np.flatnonzero(kept))
+    proteins = _gather_proteins(codons, frame // 3, first[chunk, frame], count[chunk, frame % 3])
+    kept = np.flatnonzero(proteins.lengths > 0)
+    chunk, frame, proteins = chunk[kept], frame[kept], proteins.take(kept)
     nucleotides = _gather_nucleotides(sequence, bounds[chunk], frame, proteins.lengths)
     return Frames(
         chunk.astype(np.int64),
@@ -128,7 +126,7 @@ def _look_up(table: bytes, values: U8) -> U8:
 
 
 def _frame_places(bounds: I64) -> tuple[I64, I64]:
-    """(chunks, 6) position of each frame's lowest codon, and its number of codons.
+    """(chunks, 6) position of each frame's lowest codon; (chunks, 3) codons of F1/R1 to F3/R3.
 
     A reverse frame walks down from the chunk's end; its codons are the same positions, in the
     opposite order.
@@ -136,35 +134,37 @@ def _frame_places(bounds: I64) -> tuple[I64, I64]:
     start, end = bounds[:, :1], bounds[:, 1:]
     offset = np.arange(3)
     count = np.maximum(end - start - offset, 0) // 3
-    forward = start + offset
-    backward = end - offset - 3 * count
-    return np.concatenate([forward, backward], axis=1), np.concatenate([count, count], axis=1)
+    return np.concatenate([start + offset, end - offset - 3 * count], axis=1), count
 
 
-def _running_stops(codons: U8) -> NDArray[np.int32]:
-    """(codons + 3,) stops at p - 3, p - 6, ... before each position p, for each phase apart."""
-    padded = np.zeros(-(-len(codons) // 3) * 3 + 3, np.int32)
-    padded[3 : 3 + len(codons)] = _look_up(_IS_STOP, codons)
-    return np.cumsum(padded.reshape(-1, 3), axis=0, dtype=np.int32).reshape(-1)
+def _without_stop(codons: U8, first: I64, count: I64) -> NDArray[np.bool_]:
+    """(chunks, 3) whether no stop codon is among codons first, first + 3, ... of each frame.
 
-
-def _stops_between(stops: NDArray[np.int32], first: I64, count: I64) -> NDArray[np.int32]:
-    """(chunks, 6) stop codons in each frame."""
-    strand = np.array([0, 0, 0, 1, 1, 1])
-    last = np.where(count > 0, first + 3 * count, 0)
-    begin = np.where(count > 0, first, 0)
-    between: NDArray[np.int32] = stops[strand, last] - stops[strand, begin]
-    return between
+    Stops are few: they are listed by phase and position, and a frame is open when the next stop of
+    its phase, from its first codon on, lies beyond its last.
+    """
+    size = len(codons) + 3
+    position = np.flatnonzero(codons == STOP)
+    phase = position % 3
+    stops = np.concatenate([position[phase == p] + p * size for p in range(3)] + [[4 * size]])
+    begin = first % 3 * size + first
+    following: NDArray[np.bool_] = stops[np.searchsorted(stops, begin)] >= begin + 3 * count
+    return following
 
 
 def _gather_proteins(codons: NDArray[Any], strand: I64, first: I64, count: I64) -> Ragged:
     """The residues of each frame in reading order, deleted codons left out."""
-    row = np.repeat(np.arange(len(count)), count)
-    step = np.arange(len(row)) - (np.cumsum(count) - count)[row]
-    step = np.where(strand[row] == 0, step, count[row] - 1 - step)
-    residues = codons[strand[row], first[row] + 3 * step]
+    ends = np.cumsum(count)
+    stride = np.where(strand == 0, 3, -3)
+    begin = strand * codons.shape[1] + np.where(strand == 0, first, first + 3 * (count - 1))
+    place = np.repeat(begin - stride * (ends - count), count)
+    place += np.repeat(stride, count) * np.arange(len(place))
+    residues = codons.reshape(-1)[place]
     real = residues != DELETED
-    return Ragged.from_lengths(residues[real], np.bincount(row[real], minlength=len(count)))
+    if real.all():
+        return Ragged.from_lengths(residues, count)
+    kept = np.concatenate([[0], np.cumsum(real)])
+    return Ragged.from_lengths(residues[real], kept[ends] - kept[ends - count])
 
 
 def _gather_nucleotides(sequence: U8, bounds: I64, frame: I64, residues: I64) -> Ragged:
@@ -172,11 +172,8 @@ def _gather_nucleotides(sequence: U8, bounds: I64, frame: I64, residues: I64) ->
     base late, and from the frame's 5' end on even where codons were deleted."""
     offset = frame % 3
     length = np.minimum(3 * residues + 1, bounds[:, 1] - bounds[:, 0] - offset)
-    row = np.repeat(np.arange(len(length)), length)
-    step = np.arange(len(row)) - (np.cumsum(length) - length)[row]
-    backward = (frame >= 3)[row]
-    begin = (bounds[:, 0] + offset)[row]
-    end = (bounds[:, 1] - 1 - offset)[row]
-    letters = sequence[np.where(backward, end - step, begin + step)]
-    letters = np.where(backward, _look_up(_COMPLEMENT, letters), letters)
-    return Ragged.from_lengths(letters, length)
+    # Both strands end to end: every slice is then one run of letters.
+    complement = _look_up(_COMPLEMENT, sequence)[::-1]
+    backward = 2 * len(sequence) - bounds[:, 1]
+    start = np.where(frame < 3, bounds[:, 0], backward) + offset
+    return gather_runs(np.concatenate([sequence, complement]), start, length)

@@ -139,7 +139,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"model folder {folder} has no {CONFIG}") from error
+        raise ConfigError(
+            f"model folder {folder} has no {CONFIG}, and so no model; import one with "
+            "`vnp models import PATH --name NAME`"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / CONFIG} cannot be read: {error}") from error
     if not isinstance(config, dict) or config.get("format") != FORMAT:

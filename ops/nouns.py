@@ -98,10 +98,14 @@ class Ragged:
 
     def take(self, rows: NDArray[Any]) -> Ragged:
         """The given rows, in the given order, as a new Ragged; no Python loop over rows."""
-        lengths = self.lengths[rows]
-        picked = Ragged.from_lengths(self.data[:0], lengths)
-        shift = np.repeat(self.offsets[:-1][rows] - picked.offsets[:-1], lengths)
-        return Ragged(self.data[np.arange(picked.offsets[-1]) + shift], picked.offsets)
+        return gather_runs(self.data, self.offsets[:-1][rows], self.lengths[rows])
+
+
+def gather_runs(data: NDArray[Any], start: NDArray[Any], length: NDArray[Any]) -> Ragged:
+    """Row i is data[start[i] : start[i] + length[i]]."""
+    picked = Ragged.from_lengths(data[:0], length)
+    shift = np.repeat(start - picked.offsets[:-1], length)
+    return Ragged(data[np.arange(picked.offsets[-1]) + shift], picked.offsets)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Any
 from ops.durable import write_atomic
 from ops.errors import CorruptionError
 from ops.jobs import JobSpec, Plan, utc_now
-from ops.manifest import EpochLine
+from ops.manifest import MANIFEST, EpochLine, read_manifest
 
 RUN = "run.json"
 FORMAT = 1
@@ -30,15 +30,7 @@ def describe_run(
         "job": spec.id,
         "trained": identity.trained,
         "identity": {**identity.to_dict(), "digest": identity.digest},
-        "parameters": {
-            "pipeline": spec.pipeline,
-            "chunk_length": spec.chunk_length,
-            "embeddings": spec.keeps_embeddings,
-            "compat": spec.compat,
-            "allow_chunk_length": spec.allow_chunk_length,
-            "same_numerics": spec.same_numerics,
-        },
-        "inputs": [vars(source) for source in spec.inputs],
+        **_question(spec),
         "input_digest": plan.input_digest,
         "records": plan.records,
         "letters": plan.letters,
@@ -52,6 +44,46 @@ def describe_run(
         # Every new writer but the first one, whatever had ended the one before.
         "preemptions_survived": max(0, len(epochs) - 1),
     }
+
+
+def _question(spec: JobSpec) -> dict[str, Any]:
+    """What was asked, beside the identity."""
+    return {
+        "parameters": {
+            "pipeline": spec.pipeline,
+            "chunk_length": spec.chunk_length,
+            "embeddings": spec.keeps_embeddings,
+            "compat": spec.compat,
+            "allow_chunk_length": spec.allow_chunk_length,
+            "same_numerics": spec.same_numerics,
+        },
+        "inputs": [vars(source) for source in spec.inputs],
+    }
+
+
+def is_finished(spec: JobSpec) -> bool:
+    """True when OUT holds all that the job asks for, so that nothing needs to be computed.
+
+    Told from the sizes of files, not from their bytes; `vnp verify` reads those.
+    """
+    out = Path(spec.out)
+    try:
+        run = read_run(out) or {}
+        manifest = read_manifest(out / MANIFEST)
+    except (CorruptionError, FileNotFoundError):
+        return False
+    if run.get("state") != "finished" or run["identity"]["digest"] != spec.identity.digest:
+        return False
+    sizes = {name: facts["bytes"] for name, facts in run["files"].items()}
+    sizes |= {line.file: line.bytes for line in manifest.shards.values()}
+    question = _question(spec)
+    same = all(run[key] == asked for key, asked in question.items())
+    whole = len(manifest.shards) == run["shards"]
+    return same and whole and all(_size(out / name) == size for name, size in sizes.items())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
 
 
 def versions() -> dict[str, str]:

@@ -114,6 +114,10 @@ def _sync(path: Path) -> None:
 def _folder_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder} has no {CONFIG}, and so no model; download it again, and name its folder"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / CONFIG} cannot be read: {error}") from error
     if not isinstance(config, dict):
