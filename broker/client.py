@@ -58,6 +58,17 @@ def connect(url: str, role: Role) -> redis.Redis:
         ) from error
 
 
+def require_redis(url: str) -> None:
+    """Raises UnavailableError when nothing answers there; later a Redis may come and go."""
+    client = connect(url, "command")
+    try:
+        client.ping()
+    except (RedisError, OSError) as error:
+        raise UnavailableError(describe(error, url)) from error
+    finally:
+        client.close()
+
+
 def without_password(url: str) -> str:
     """The URL as it may stand in a log."""
     scheme, separator, rest = url.partition("?")[0].partition("://")

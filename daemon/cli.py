@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from daemon.client import JobRequest
     from daemon.config import Config
 
-EX_USAGE = 64
+EX_USAGE, EX_SOFTWARE, EX_IOERR = 64, 70, 74
 INTERRUPTED = 130
 PIPELINES = ("virus", "protein", "dna")
 
@@ -51,17 +51,17 @@ class Pipeline(click.Choice[str]):
         return str(value)
 
 
+file_option = click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file (TOML)."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--config and --state-dir, which all commands share that deal with a service."""
-    command = click.option(
-        "--state-dir", type=click.Path(path_type=Path), help="The service's state folder."
-    )(command)
-    return click.option(
-        "--config",
-        "config_file",
-        type=click.Path(path_type=Path),
-        help="Configuration file (TOML).",
-    )(command)
+    state_dir = click.Path(path_type=Path)
+    option = click.option("--state-dir", type=state_dir, help="The service's state folder.")
+    return file_option(option(command))
 
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +85,7 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--force", is_flag=True, help="Compute anew; replaces what OUT holds."),
         click.option("--same-numerics", is_flag=True, help="Refuse to go on with other rounding."),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),
+        json_option,
     ]
     for option in reversed(options):
         command = option(command)
@@ -119,7 +119,7 @@ def vnp() -> None:
 
 @vnp.command()
 @job_options
-@config_option
+@file_option
 @click.option("--esm2", help="ESM-2 model: a name or a folder.")
 @click.option("--dnabert", help="DNABERT-S model.")
 @click.option("--classifier", help="Classifier.")
@@ -136,7 +136,6 @@ def run(fasta: tuple[str, ...], config_file: Path | None, as_json: bool, **optio
 
     names = ("esm2", "dnabert", "classifier", "device", "dtype")
     flags = {name: options.pop(name) for name in names}
-    options.pop("state_dir")
     config = load_config(config_file, **flags)
     return run_foreground(config, make_request(fasta, options), Console(stderr=True), as_json)
 
@@ -167,19 +166,19 @@ def submit(
 
 @vnp.command()
 @click.argument("job", required=False)
-@click.option("--json", "as_json", is_flag=True)
+@json_option
 @config_option
 def status(
     job: str | None, as_json: bool, config_file: Path | None, state_dir: Path | None
 ) -> None:
-    """Shows a job, or without ID the service and its unfinished jobs."""
+    """Shows one JOB, or the service and its unfinished jobs."""
     from daemon import show
 
     show.status(load_config(config_file, state_dir=state_dir), job, as_json)
 
 
 @vnp.command("list")
-@click.option("--json", "as_json", is_flag=True)
+@json_option
 @config_option
 def list_jobs(as_json: bool, config_file: Path | None, state_dir: Path | None) -> None:
     """Lists all jobs, oldest first."""
@@ -203,11 +202,9 @@ def wait(jobs: tuple[str, ...], config_file: Path | None, state_dir: Path | None
 @config_option
 def cancel(jobs: tuple[str, ...], config_file: Path | None, state_dir: Path | None) -> None:
     """Ends jobs; what is committed stays, and the same submit goes on from it."""
-    from ops.jobs import JobStore
+    from daemon import client
 
-    store = JobStore(load_config(config_file, state_dir=state_dir).state_dir)
-    for job in jobs:
-        store.cancel(job)
+    client.cancel(load_config(config_file, state_dir=state_dir), jobs)
 
 
 @vnp.command()
@@ -260,7 +257,7 @@ def models() -> None:
 
 
 @models.command("list")
-@click.option("--json", "as_json", is_flag=True)
+@json_option
 @config_option
 def list_models(as_json: bool, config_file: Path | None, state_dir: Path | None) -> None:
     """Lists the models that can be named."""
@@ -322,13 +319,28 @@ def run_command(command: click.Command, arguments: list[str] | None = None) -> i
         click.echo(error.format_message(), err=True)
         return EX_USAGE
     except click.ClickException as error:
-        click.echo(f"vnp: {error.format_message()}", err=True)
+        click.echo(f"vnp: {_usage_message(error)}", err=True)
         return EX_USAGE
-    except (click.Abort, KeyboardInterrupt):
-        return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        click.echo(f"vnp: {error.filename or 'file'}: {error.strerror or error}", err=True)
+        return EX_IOERR
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except Exception:  # a bug: what a report of it needs, and the exit code for one
+        sys.excepthook(*sys.exc_info())
+        return EX_SOFTWARE
+
+
+def _usage_message(error: click.ClickException) -> str:
+    """click's words, and where to look when they do not say what was meant."""
+    message = error.format_message().rstrip(".")
+    context = getattr(error, "ctx", None)
+    if context is None or "did you mean" in message.lower():
+        return message
+    return f"{message}; see `{context.command_path} --help`"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from daemon.config import Config
 from ops.durable import describe_os_error, make_dir
-from ops.errors import IdentityError, NoInputError, UnavailableError, UsageError
+from ops.errors import IdentityError, NoInputError, OutputError, UnavailableError, UsageError
 from ops.fasta import check_readable
 from ops.jobs import RUNNING, InputFile, JobSpec, JobStore, new_job_id
 from ops.manifest import ManifestTail
@@ -74,7 +74,7 @@ class JobView:
 def submit(config: Config, request: JobRequest) -> str:
     """Accepts a job durably and returns its id; the same request again returns the same id.
 
-    Raises NoInputError, UsageError, ConfigError, IdentityError before anything is written.
+    Raises NoInputError, UsageError, ConfigError, OutputError before anything is written.
     """
     identity = config.identity(
         request.pipeline,
@@ -86,6 +86,8 @@ def submit(config: Config, request: JobRequest) -> str:
         raise UsageError("--compat is for virus jobs; leave it out")
     if request.chunk_length is not None and request.pipeline != "virus":
         raise UsageError("--chunk-length is for virus jobs; leave it out")
+    if request.out_path.exists() and not request.out_path.is_dir():
+        raise OutputError(f"{request.out_path} is a file, not a folder; choose another --out")
     store = JobStore(config.state_dir)
     job = new_job_id()
     spec = JobSpec(
@@ -99,11 +101,19 @@ def submit(config: Config, request: JobRequest) -> str:
         force=request.force,
         allow_chunk_length=request.allow_chunk_length,
         same_numerics=request.same_numerics,
-        user=getpass.getuser(),
+        user=_user(),
         embedding_width=config.embedding_width(request.pipeline),
     )
     same = None if request.force else store.find_same(spec)
     return same or store.create(spec)
+
+
+def _user() -> str:
+    """The user's name, or their number where nothing knows the name, as in many containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _input(path: str, state_dir: Path, job: str) -> InputFile:
@@ -115,7 +125,7 @@ def _input(path: str, state_dir: Path, job: str) -> InputFile:
 
 def _spool_standard_input(state_dir: Path, job: str) -> Path:
     """Standard input is gone when the job is read again, so it is kept beside the job files."""
-    path = state_dir / "spool" / f"{job}.fasta"
+    path = state_dir.absolute() / "spool" / f"{job}.fasta"
     try:
         make_dir(path.parent)
         with path.open("wb") as spool:
@@ -127,8 +137,8 @@ def _spool_standard_input(state_dir: Path, job: str) -> Path:
     return path
 
 
-def require_service(config: Config) -> dict[str, Any]:
-    """What the running service says of itself. Raises UnavailableError, IdentityError."""
+def find_service(config: Config) -> dict[str, Any]:
+    """What the running service says of itself. Raises UnavailableError when none runs."""
     path = config.state_dir / "service.json"
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
@@ -139,13 +149,18 @@ def require_service(config: Config) -> dict[str, Any]:
         raise UnavailableError(
             f"no vnpd runs on {config.state_dir}; start it with `vnpd`, or use `vnp run`"
         ) from error
+    return facts
+
+
+def require_service(config: Config) -> None:
+    """Raises UnavailableError when no service runs, IdentityError when it serves other models."""
+    facts = find_service(config)
     asked, served = config.identity("virus", None, allow_chunk_length=True), facts["identity"]
     if asked.digest != served["digest"]:
         raise IdentityError(
             f"this asks for {describe_models(config)}, but the service on {config.state_dir} "
             f"serves {served['models']}; give both the same configuration"
         )
-    return facts
 
 
 def describe_models(config: Config) -> str:
@@ -233,6 +248,17 @@ class JobWatch:
         return (1.0 - share) / rate if rate > 0 else None
 
 
+def cancel(config: Config, jobs: Sequence[str]) -> None:
+    """Asks for the end of jobs; says so of one that has ended already."""
+    store = JobStore(config.state_dir)
+    for job in jobs:
+        store.spec(job)
+    for job in jobs:
+        if (outcome := store.outcome(job)) is not None:
+            print(f"vnp: {job} has ended already: {outcome.state}", file=sys.stderr)
+        store.cancel(job)
+
+
 def wait(config: Config, jobs: Sequence[str]) -> int:
     """Returns when all jobs have ended: the largest of their exit codes.
 
@@ -244,7 +270,7 @@ def wait(config: Config, jobs: Sequence[str]) -> int:
     codes = []
     for job in jobs:
         while (outcome := store.outcome(job)) is None:
-            require_service(config)
+            find_service(config)
             time.sleep(WAIT_POLL_S)
         if outcome.exit_code:
             print(f"vnp: {job} {outcome.state}: {outcome.message}", file=sys.stderr)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -39,14 +40,20 @@ ROLES = ("planner", "packer", "gpu", "writer")
 Role = Literal["planner", "packer", "gpu", "writer"]
 
 
-def default_state_dir() -> Path:
-    """STATE_DIRECTORY of systemd, else the user's XDG state folder."""
+def service_state_dir() -> Path | None:
+    """STATE_DIRECTORY, which systemd sets for a service; None elsewhere."""
     given = os.environ.get("STATE_DIRECTORY", "").split(":")[0]
-    return Path(given) if given else Path(platformdirs.user_state_path("vnp"))
+    return Path(given) if given else None
+
+
+def default_state_dir() -> Path:
+    """The service's, else the user's XDG state folder."""
+    return service_state_dir() or Path(platformdirs.user_state_path("vnp"))
 
 
 def default_models_dir() -> Path:
-    return Path(platformdirs.user_data_path("vnp")) / "models"
+    """In the service's state folder, else in the user's XDG data folder."""
+    return (service_state_dir() or Path(platformdirs.user_data_path("vnp"))) / "models"
 
 
 def cores() -> int:
@@ -72,7 +79,7 @@ class Config(BaseSettings):
     device: str = "cpu"
     """cpu, cuda:N, or several of the latter with commas: one gpu worker each."""
     dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8"] = "auto"
-    attention: str = "auto"
+    attention: Literal["auto", "grouped", "padded", "varlen", "plain"] = "auto"
     compile: bool = True
     packing: bool = True
     roles: str = ",".join(ROLES)
@@ -89,6 +96,8 @@ class Config(BaseSettings):
     batch_deadline_s: float = Field(default=3_600.0, gt=0)
     window_shards: int = Field(default=8, ge=1)
     window_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    heartbeat_s: float = Field(default=10.0, gt=0)
+    """Between two job.progress lines in the log."""
     log_file: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -97,8 +106,7 @@ class Config(BaseSettings):
     def _known_device(cls, value: str) -> str:
         names = value.split(",")
         for name in names:
-            number = name.partition(":")[2]
-            if name != "cpu" and not (name.startswith("cuda") and (number or "0").isdigit()):
+            if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
                 raise ValueError(f"{name!r} is not cpu, cuda or cuda:N")
         if len(names) > 1 and (len(set(names)) < len(names) or "cpu" in names):
             raise ValueError("several devices must be different cuda:N")
@@ -222,6 +230,7 @@ class Config(BaseSettings):
             batch_deadline_s=self.batch_deadline_s,
             window_shards=self.window_shards,
             window_bytes=self.window_bytes,
+            heartbeat_s=self.heartbeat_s,
             threads=self.threads,
             log_file=str(self.log_path.absolute()),
             log_level=self.log_level,
@@ -244,7 +253,7 @@ def load(flags: Mapping[str, Any], path: Path | None = None) -> Config:
         # In this order: keyword arguments are stronger than the environment in pydantic-settings,
         # so of the file's values only those without a variable may be passed.
         values = _read_file(path)
-        from_file = {k: v for k, v in values.items() if f"{PREFIX}{k.upper()}" not in os.environ}
+        from_file = {k: v for k, v in values.items() if not os.environ.get(PREFIX + k.upper())}
         return Config(**{**from_file, **given})
     except ValidationError as error:
         raise ConfigError(_first_problem(error)) from error
@@ -263,7 +272,7 @@ def _read_file(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"configuration file {source} cannot be read: {error}") from error
     for key in values:
         if key not in Config.model_fields:
-            raise ConfigError(f"{source}: unknown setting {key!r}{_meant(key)}")
+            raise ConfigError(f"{source}: unknown setting {key!r}; {_meant(key) or 'remove it'}")
     return values
 
 
@@ -272,19 +281,20 @@ def _refuse_unknown_variables() -> None:
         key = name.removeprefix(PREFIX).lower()
         known = key in Config.model_fields or name in OTHER_VARIABLES
         if name.startswith(PREFIX) and not known:
-            raise ConfigError(f"unknown variable {name}{_meant(key, PREFIX)}; unset it")
+            hint = _meant(key, lambda setting: PREFIX + setting.upper())
+            raise ConfigError(f"unknown variable {name}; {hint or 'unset it'}")
 
 
-def _meant(key: str, prefix: str = "") -> str:
+def _meant(key: str, spelt: Callable[[str], str] = str) -> str:
     close = difflib.get_close_matches(key, Config.model_fields, 1)
-    if not close:
-        return ""
-    name = f"{prefix}{close[0].upper()}" if prefix else close[0]
-    return f"; did you mean {name}?"
+    return f"did you mean {spelt(close[0])}?" if close else ""
 
 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(map(str, problem["loc"])) or "configuration"
-    reason = problem["msg"].removeprefix("Value error, ")
-    return f"setting {where}: {reason} (given: {problem['input']!r})" if problem["loc"] else reason
+    if problem["type"] == "value_error":  # a validator of ours, which names the value
+        reason = problem["msg"].removeprefix("Value error, ")
+        return f"setting {where}: {reason}" if problem["loc"] else reason
+    reason = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"setting {where}: {reason}, not {str(problem['input'])!r}"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import time
+from collections import Counter
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from daemon.client import JobView
+from daemon.show import describe, plural
 
 #: Between two lines where there is no terminal.
 LINE_EVERY_S = 10.0
@@ -22,7 +26,7 @@ FILES = (
     ("chunks.tsv", "one row per chunk"),
     ("virus.fasta.gz", "the records called virus"),
     ("compat", "the original program's files"),
-    ("shards", "every row with its scores"),
+    ("shards", "every row: scores, embeddings if kept"),
     ("run.json", "identity, versions, counts"),
 )
 
@@ -32,7 +36,7 @@ class Progress:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._next_line = 0.0
+        self._next_line = time.monotonic() + LINE_EVERY_S
         self._bar: RichProgress | None = None
         if console.is_terminal:
             columns = (
@@ -62,67 +66,71 @@ class Progress:
             self._bar.update(self._task, completed=share, description=state, detail=detail)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_EVERY_S
-            self.console.print(f"vnp: {state} {share:.0%} {detail}", highlight=False)
-
-
-def describe(view: JobView) -> str:
-    """The figures of a running job in a few words."""
-    if not view.shards:
-        return "reading the input" if view.state in ("queued", "planning") else ""
-    words = [f"{view.records:,} records", f"shard {view.shards_done}/{view.shards}"]
-    if view.rows_computed:
-        words.append(f"{view.rows_computed:,} rows")
-    if view.eta_s is not None and view.state == "running":
-        words.append(f"{duration(view.eta_s)} left")
-    return ", ".join(words)
-
-
-def duration(seconds: float) -> str:
-    """3:07, or 1:02:07 from an hour on."""
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+            line = f"{state} {share:.0%}, {detail}" if share else detail or state
+            self.console.print(f"vnp: {line}", highlight=False, soft_wrap=True)
 
 
 def print_result(out: Path, console: Console, trained: bool) -> None:
-    """The calls (at most MAX_ROWS), their totals, and the files written."""
-    with (out / "sequences.tsv").open(newline="") as stream:
+    """What became of the records (at most MAX_ROWS of them), and the files written."""
+    is_virus_job = (out / "chunks.tsv").exists()
+    with (out / "sequences.tsv").open(newline="", encoding="utf-8") as stream:
         rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         shown: list[dict[str, str]] = []
-        totals = {"virus": 0, "others": 0, "NA": 0}
+        counts: Counter[str] = Counter()
         for row in rows:
-            totals[row["prediction"]] = totals.get(row["prediction"], 0) + 1
+            counts[row["prediction"] if is_virus_job else row["status"]] += 1
             if len(shown) < MAX_ROWS:
                 shown.append(row)
-    console.print(_table(shown, trained))
-    hidden = sum(totals.values()) - len(shown)
-    if hidden:
-        console.print(f"... and {hidden:,} more in {out / 'sequences.tsv'}", highlight=False)
-    console.print(
-        f"{sum(totals.values()):,} records: {totals['virus']:,} virus, "
-        f"{totals['others']:,} others, {totals['NA']:,} without a call",
-        highlight=False,
-    )
+    console.print(_table(shown, is_virus_job, trained))
+    if hidden := counts.total() - len(shown):
+        _print(console, f"... and {hidden:,} more in {out / 'sequences.tsv'}")
+    _print(console, _totals(counts, is_virus_job))
     if not trained:
-        console.print(
-            "UNTRAINED models: their weights are random, these calls mean nothing. "
+        _print(
+            console,
+            "UNTRAINED models: their weights are random, and these values mean nothing.\n"
             "Import trained ones with `vnp models import`.",
             style="bold red",
         )
-    console.print(f"\nin {out}:", highlight=False)
+    _print(console, f"\nin {out}:")
     for name, what in FILES:
         if (out / name).exists():
-            console.print(f"  {name:<16} {what}", highlight=False)
+            _print(console, f"  {name:<16} {what}")
 
 
-def _table(rows: list[dict[str, str]], trained: bool) -> Table:
-    table = Table(title=None if trained else "calls of UNTRAINED models", title_justify="left")
-    columns = ("seq_name", "length", "prediction", "virus_score", "n_chunks", "n_chunks_scored")
-    for name in (*columns, "status"):
-        table.add_column(name, justify="left" if name in ("seq_name", "status") else "right")
+def _print(console: Console, text: str, style: str | None = None) -> None:
+    """Text as it is: names of records and folders may hold what rich would take for markup."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def _totals(counts: Counter[str], is_virus_job: bool) -> str:
+    total = plural(counts.total(), "record")
+    if is_virus_job:
+        viruses, others, none = (counts[word] for word in ("virus", "others", "NA"))
+        return f"{total}: {viruses:,} virus, {others:,} others, {none:,} without a call"
+    return f"{total}: {counts['ok']:,} embedded, {counts.total() - counts['ok']:,} not"
+
+
+def _table(rows: list[dict[str, str]], is_virus_job: bool, trained: bool) -> Table:
+    """Few and short columns: names are long, and terminals have 80 characters."""
+    title = None if trained else "results of UNTRAINED models"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    calls = ("call", "score", "chunks scored") if is_virus_job else ()
+    for name in ("sequence", "length", *calls, "status"):
+        left = name in ("sequence", "call", "status")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
     for row in rows:
-        score = row["virus_score"]
-        cells = {**row, "virus_score": score if score == "NA" else f"{float(score):.3f}"}
-        style = "bold" if row["prediction"] == "virus" else None
-        table.add_row(*(cells[name] for name in (*columns, "status")), style=style)
+        table.add_row(
+            escape(row["seq_name"]),
+            f"{int(row['length']):,}",
+            *(_call_cells(row) if is_virus_job else ()),
+            row["status"],
+            style="bold" if row["prediction"] == "virus" else None,
+        )
     return table
+
+
+def _call_cells(row: dict[str, str]) -> tuple[str, str, str]:
+    score = row["virus_score"]
+    score = score if score == "NA" else f"{float(score):.3f}"
+    return row["prediction"], score, f"{row['n_chunks_scored']} of {row['n_chunks']}"

@@ -22,6 +22,7 @@ from daemon.service import TICK_S, Service
 from ops.durable import FileLock
 from ops.errors import VnpError
 from ops.jobs import FINISHED, JobStore, Outcome
+from ops.runfile import is_finished
 from workers.logs import configure_logs
 from workers.loop import StopFlag
 
@@ -58,18 +59,27 @@ def _run(config: Config, request: JobRequest, console: Console, as_json: bool) -
     os.environ["VNP_LOG_FILE_ONLY"] = "1"
     configure_logs("supervisor", level=config.log_level, log_file=str(config.log_path))
     stop = StopFlag()
-    outcome = _compute(config, job, console, stop)
+    spec = JobStore(config.state_dir).spec(job)
+    outcome: Outcome | None
+    if not request.force and is_finished(spec):
+        outcome = Outcome(FINISHED, 0, "finished already; --force computes it anew")
+        _tell(console, outcome.message)
+    else:
+        outcome = _compute(config, job, console, stop)
     if outcome is None:
-        console.print(f"vnp: stopped; the same command goes on from {request.out_path}")
+        _tell(console, f"stopped; the same command goes on from {request.out_path}")
         return 128 + stop.signal
     if outcome.state != FINISHED:
         raise JobFailedError(outcome)
     if as_json:
         click.echo(json.dumps({"id": job, "state": outcome.state, "out": str(request.out_path)}))
     else:
-        trained = JobStore(config.state_dir).spec(job).identity.trained
-        print_result(request.out_path, Console(), trained)
+        print_result(request.out_path, Console(), spec.identity.trained)
     return outcome.exit_code
+
+
+def _tell(console: Console, message: str) -> None:
+    console.print(f"vnp: {message}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _compute(config: Config, job: str, console: Console, stop: StopFlag) -> Outcome | None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from broker.client import require_redis
 from broker.server import PrivateServer
 from daemon.cli import config_option, load_config, run_command
 from daemon.client import describe_models
@@ -53,6 +54,8 @@ class Service:
         try:
             if self.supervisor.server is not None:
                 self.supervisor.server.start()
+            else:
+                require_redis(self.redis_url)
         except BaseException:
             self.lock.release()
             raise

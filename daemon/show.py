@@ -12,9 +12,8 @@ from typing import Any
 
 import click
 
-from daemon.client import JobView, JobWatch, find_out, require_service
+from daemon.client import JobView, JobWatch, find_out, find_service
 from daemon.config import Config
-from daemon.progress import describe
 from ops.errors import ConfigError, NoInputError, UnavailableError
 from ops.jobs import JobStore
 from ops.modelstore import ModelCard
@@ -37,15 +36,15 @@ def status(config: Config, job: str | None, as_json: bool) -> None:
         click.echo(json.dumps({"service": facts, "jobs": [vars(view) for view in views]}))
         return
     word = ("ready" if facts["ready"] else "loading models") if facts else "not running"
-    click.echo(f"service  {word}")
-    for view in views:
-        click.echo(_line(view))
+    click.echo(f"service: {word}, {plural(len(views), 'unfinished job')}")
+    if views:
+        print_columns(_HEADINGS, [_cells(view) for view in views])
 
 
 def service_facts(config: Config) -> dict[str, Any]:
     """What the running service says of itself; empty when none runs."""
     try:
-        return require_service(config)
+        return find_service(config)
     except UnavailableError:
         return {}
 
@@ -54,7 +53,7 @@ def _block(view: JobView) -> str:
     rows = {
         "job": view.id,
         "state": f"{view.state} {view.share:.0%}" if view.state == "running" else view.state,
-        "progress": describe(view),
+        "progress": "" if view.message else describe(view),
         "message": view.message,
         "models": "" if view.trained else "UNTRAINED: these calls mean nothing",
         "out": view.out,
@@ -63,8 +62,44 @@ def _block(view: JobView) -> str:
     return "\n".join(f"{name:<10} {value}" for name, value in rows.items() if value)
 
 
-def _line(view: JobView) -> str:
-    return "\t".join((view.id, view.state, f"{view.share:.0%}", view.created, view.out))
+def describe(view: JobView) -> str:
+    """The figures of a running job in a few words."""
+    if not view.shards:
+        return "reading the input" if view.state in ("queued", "planning") else ""
+    words = [plural(view.records, "record"), f"shard {view.shards_done}/{view.shards}"]
+    if view.rows_computed:
+        words.append(f"{view.rows_computed:,} rows")
+    if view.eta_s is not None and view.state == "running":
+        words.append(f"{duration(view.eta_s)} left")
+    return ", ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """3:07, or 1:02:07 from an hour on."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 record, 2 records, 1,000 records."""
+    return f"{count:,} {noun}" + ("s" if count != 1 else "")
+
+
+_HEADINGS = ("id", "state", "done", "submitted", "out")
+
+
+def _cells(view: JobView) -> tuple[str, ...]:
+    return (view.id, view.state, f"{view.share:.0%}", view.created, view.out)
+
+
+def print_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns for people; programs ask for --json."""
+    table = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo(line.rstrip())
 
 
 def jobs(config: Config, as_json: bool) -> None:
@@ -74,9 +109,7 @@ def jobs(config: Config, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([vars(view) for view in views]))
         return
-    click.echo("id\tstate\tdone\tsubmitted\tout")
-    for view in views:
-        click.echo(_line(view))
+    print_columns(_HEADINGS, [_cells(view) for view in views])
 
 
 def logs(config: Config, job: str, follow: bool) -> None:
@@ -121,9 +154,10 @@ def verify(config: Config, name: str) -> int:
     for problem in report.problems:
         click.echo(f"vnp: {problem}", err=True)
     click.echo(
-        f"{out}: {report.shards} of {report.num_shards} shards, {report.rows} rows, "
-        f"{report.records} records, {report.files} files; "
-        + ("all as committed" if report.ok else f"{len(report.problems)} problems")
+        f"{out}: {report.shards} of {plural(report.num_shards, 'shard')}, "
+        f"{plural(report.rows, 'row')}, {plural(report.records, 'record')}, "
+        f"{plural(report.files, 'other file')}: "
+        + ("all as committed" if report.ok else plural(len(report.problems), "problem"))
     )
     return 0 if report.ok else EX_IOERR
 
@@ -163,8 +197,11 @@ def models(config: Config, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([{**vars(card), "path": str(card.path)} for card in cards]))
         return
-    click.echo("name\tkind\twidth\tlayers\ttrained\tdigest")
-    for card in cards:
-        trained = "trained" if card.trained else "UNTRAINED"
-        cells = (card.name, card.kind, card.width, card.layers, trained, card.digest[:19])
-        click.echo("\t".join(map(str, cells)))
+    headings = ("name", "kind", "width", "layers", "weights", "digest")
+    print_columns(headings, [_model_cells(card) for card in cards])
+
+
+def _model_cells(card: ModelCard) -> tuple[str, ...]:
+    weights = "trained" if card.trained else "UNTRAINED"
+    layers = str(card.layers or "NA")
+    return (card.name, card.kind, str(card.width), layers, weights, card.digest[:19])

@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import IO
 
 from broker.server import PrivateServer
@@ -24,12 +23,17 @@ from workers.logs import get_log
 from workers.loop import PREDECESSOR_SIGNAL, READY_FD, SLOT, die_with_parent
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
+EX_SOFTWARE = 70
 #: A child that lived this long has recovered: its next death is a first death again.
 HEALTHY_AFTER_S = 30.0
 #: Time that children have to end their step on SIGTERM, before SIGKILL.
 STOP_LIMIT_S = 20.0
 #: Deaths by these signals are the work's own doing; the successor is told, and attributes them.
 ATTRIBUTED = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE)
+#: Somebody else's doing, which says nothing about whether a child can start.
+FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
+#: A child that died this often in a row before it was ready will not start at all.
+MAX_FAILED_STARTS = 3
 #: Stopped first to last: no new work, then no new batches, then what is complete is committed.
 STOP_ORDER = ("planner", "packer", "gpu", "writer")
 #: The writer makes and drops a buffer of a shard's size several times a shard. glibc would map and
@@ -43,7 +47,7 @@ MALLOC = {
 
 
 class ChildFailedError(VnpError):
-    """A child cannot start, and a new one could not either; carries the child's exit code."""
+    """A child cannot start, and a new one could not either; carries its exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -63,6 +67,8 @@ class Child:
     start_at: float = 0.0
     pause_s: float = FIRST_PAUSE_S
     predecessor_signal: str = ""
+    failed_starts: int = 0
+    problem: str = ""  # what the last failed start said of itself
     _report: IO[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -94,21 +100,34 @@ class Child:
         self.started_at = time.monotonic()
 
     def read_report(self) -> None:
-        """Notes that the child is ready; raises ChildFailedError when it says that it cannot be."""
+        """Notes that the child is ready, or why it is not.
+
+        Raises ChildFailedError for a mistake that a fresh process would meet again.
+        """
         if self._report is None:
             return
         line = self._report.read()
         if not line:
             return
-        self._report.close()
-        self._report = None
+        self.close_report()
         report = json.loads(line)
-        if "error" in report:
+        if "exit_code" in report:
             raise ChildFailedError(report["error"], report["exit_code"])
-        self.ready = True
+        self.problem = report.get("error", "")
+        self.ready = not self.problem
+
+    def close_report(self) -> None:
+        """Listens no more to what the child has to say of its start."""
+        if self._report is not None:
+            self._report.close()
+            self._report = None
 
     def note_death(self, code: int) -> None:
-        """Plans the successor: after a pause, and told of the signal if the work was its cause."""
+        """Plans the successor: after a pause, and told of the signal if the work was its cause.
+
+        Raises ChildFailedError when there have been enough of them.
+        """
+        self.close_report()
         now = time.monotonic()
         if now - self.started_at > HEALTHY_AFTER_S:
             self.pause_s = FIRST_PAUSE_S
@@ -116,8 +135,18 @@ class Child:
         self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
         attributed = -code in ATTRIBUTED
         self.predecessor_signal = signal.Signals(-code).name if attributed else ""
+        self._count_failed_start(code)
         self.process = None
         self.ready = False
+
+    def _count_failed_start(self, code: int) -> None:
+        if self.ready:
+            self.failed_starts = 0
+        elif code not in FROM_OUTSIDE:
+            self.failed_starts += 1
+        if self.failed_starts == MAX_FAILED_STARTS:
+            problem = self.problem or f"it ends with {describe_exit(code)}, and has said no reason"
+            raise ChildFailedError(f"{self.name} cannot start: {problem}", EX_SOFTWARE)
 
 
 class Supervisor:
@@ -167,6 +196,8 @@ class Supervisor:
                 process.terminate()
             for process in group:
                 end_process(process, deadline)
+        for child in self.children:
+            child.close_report()
         if self.server is not None:
             self.server.stop()
 
@@ -201,10 +232,3 @@ def make_children(
             own = {**environment, **MALLOC.get(role, {}), "CUDA_VISIBLE_DEVICES": visible}
             children.append(Child(role, slot, own))
     return children
-
-
-def private_server(directory: Path) -> PrivateServer:
-    """Starts a Redis of our own on a socket in `directory`."""
-    server = PrivateServer(directory)
-    server.start()
-    return server

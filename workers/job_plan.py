@@ -34,6 +34,16 @@ class JobPlan:
         return self._plan is None
 
     @property
+    def num_shards(self) -> int:
+        return self._plan.shards if self._plan is not None else 0
+
+    def describe_plan(self) -> str:
+        """What the first reading found, for the log."""
+        plan = self._plan
+        assert plan is not None
+        return f"{plan.records} records, {plan.letters} letters, cut into {plan.shards} shards"
+
+    @property
     def can_issue(self) -> bool:
         """True once the writer holds the output folder and some shard is neither open nor done."""
         if self._plan is None or (self._tail is None and not self._find_manifest()):

@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 
 from broker.codec import MessageError, Noun, decode
 from broker.queue import Broker, Entry
-from ops.errors import UnavailableError, VnpError
+from ops.errors import InternalError, UnavailableError, VnpError
 from workers.logs import configure_logs, get_log
 from workers.settings import WorkerSettings
 
@@ -60,15 +60,23 @@ def main(role: str, make_worker: Callable[[WorkerSettings, str], Worker]) -> Non
     """
     settings = WorkerSettings.from_environment()
     configure_logs(role, level=settings.log_level, log_file=settings.log_file)
-    stop = StopFlag()
     consumer = f"{settings.node}:{role}:{os.environ.get(SLOT, '0')}"
     try:
         worker = make_worker(settings, consumer)
     except VnpError as error:
         _report({"error": str(error), "exit_code": error.exit_code})
         sys.exit(error.exit_code)
+    except Exception as error:  # memory that is taken for the moment, say: worth another try
+        _log_failure(role, error)
+        _report({"error": f"{type(error).__name__}: {error}"})
+        sys.exit(InternalError.exit_code)
+    stop = StopFlag()  # a signal before this one ends the process: nothing needs an order yet
     _report({"ready": True})
-    _run_steps(role, worker, stop)
+    try:
+        _run_steps(role, worker, stop)
+    except Exception as error:
+        _log_failure(role, error)
+        sys.exit(InternalError.exit_code)
 
 
 def _run_steps(role: str, worker: Worker, stop: StopFlag) -> None:
@@ -84,6 +92,13 @@ def _run_steps(role: str, worker: Worker, stop: StopFlag) -> None:
             pause = min(max(2 * pause, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             time.sleep(pause)
     worker.close()
+
+
+def _log_failure(role: str, error: Exception) -> None:
+    """The last line of a process that ends by an exception; the supervisor starts a fresh one."""
+    fields = {"error.type": type(error).__name__, "error.message": str(error)}
+    message = f"{role} ends: {type(error).__name__}: {error}"
+    get_log(role).error("worker.failed", message=message, exc_info=error, **fields)
 
 
 N = TypeVar("N", bound=Noun)

@@ -33,6 +33,14 @@ class Packer:
         self.tokenizer = DnaTokenizer(Path(folder) / TOKENIZER) if folder else None
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.lease = LeaseKeeper(self.broker, TASKS, settings.lease_s)
+        self.log.info(
+            "packer.ready",
+            message="full batches" if settings.packing else "one sequence a batch",
+            packing=settings.packing,
+            esm_budget=self.budgets.esm,
+            dna_budget=self.budgets.dna,
+            max_rows=self.budgets.max_rows,
+        )
 
     def step(self) -> None:
         """Takes one task, packs it, hands it on."""

@@ -42,6 +42,7 @@ class Planner:
         self.incarnation: str | None = None
         self.last_progress = time.monotonic()
         self.deadline_s = FIRST_DEADLINE_S
+        self.next_heartbeat = time.monotonic() + settings.heartbeat_s
 
     def step(self) -> None:
         """One round: jobs come and go, commits are observed, the window is filled again."""
@@ -49,6 +50,7 @@ class Planner:
         self._check_redis()
         self._observe_commits()
         self._issue_overdue_again()
+        self._tell_progress()
         worked = self._validate_a_slice() or self._fill_window()
         if not worked:
             time.sleep(PAUSE_S)
@@ -117,7 +119,25 @@ class Planner:
             job.validate(SLICE_S)
         except VnpError as error:
             self._end(job.id, Outcome("failed", error.exit_code, str(error)))
+        if not job.needs_plan:
+            self.log.info("job.planned", message=job.describe_plan(), **{"job.id": job.id})
         return True
+
+    def _tell_progress(self) -> None:
+        """One line per running job every heartbeat_s, so that a log shows life."""
+        if time.monotonic() < self.next_heartbeat:
+            return
+        self.next_heartbeat = time.monotonic() + self.settings.heartbeat_s
+        for job in self.jobs.values():
+            if not job.needs_plan:
+                self.log.info(
+                    "job.progress",
+                    message=f"{len(job.committed)} of {job.num_shards} shards are committed",
+                    shards_done=len(job.committed),
+                    shards_open=len(job.open),
+                    shards_total=job.num_shards,
+                    **{"job.id": job.id},
+                )
 
     def _fill_window(self) -> bool:
         """Issues one shard of the job whose turn it is; False when the window is full or dry."""
