@@ -157,8 +157,7 @@ def submit(
     """Enqueues FASTA files for the service and prints the job's id."""
     from daemon import client
 
-    config = load_config(config_file, state_dir=state_dir)
-    client.require_service(config)
+    config = client.served_config(load_config(config_file, state_dir=state_dir))
     job = client.submit(config, make_request(fasta, options))
     click.echo(json.dumps({"id": job}) if as_json else job)
     return client.wait(config, [job]) if wait_for_it else 0

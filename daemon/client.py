@@ -18,6 +18,7 @@ from daemon.config import Config
 from ops.durable import describe_os_error, make_dir
 from ops.errors import IdentityError, NoInputError, OutputError, UnavailableError, UsageError
 from ops.fasta import check_readable
+from ops.identity import Identity
 from ops.jobs import RUNNING, InputFile, JobSpec, JobStore, new_job_id
 from ops.manifest import ManifestTail
 
@@ -125,7 +126,7 @@ def _input(path: str, state_dir: Path, job: str) -> InputFile:
 
 def _spool_standard_input(state_dir: Path, job: str) -> Path:
     """Standard input is gone when the job is read again, so it is kept beside the job files."""
-    path = state_dir.absolute() / "spool" / f"{job}.fasta"
+    path = JobStore(state_dir.absolute()).spool_path(job)
     try:
         make_dir(path.parent)
         with path.open("wb") as spool:
@@ -152,20 +153,23 @@ def find_service(config: Config) -> dict[str, Any]:
     return facts
 
 
-def require_service(config: Config) -> None:
-    """Raises UnavailableError when no service runs, IdentityError when it serves other models."""
+def served_config(config: Config) -> Config:
+    """The configuration of the running service, but for what this one sets explicitly.
+
+    Raises UnavailableError when no service runs, IdentityError when it serves other models than
+    were asked for.
+    """
     facts = find_service(config)
-    asked, served = config.identity("virus", None, allow_chunk_length=True), facts["identity"]
-    if asked.digest != served["digest"]:
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    ours = config.changed(**{**facts["serves"], **given})
+    asked = ours.identity("virus", None, allow_chunk_length=True)
+    served = Identity.from_dict(facts["identity"])
+    if not asked.served_by(served):
         raise IdentityError(
-            f"this asks for {describe_models(config)}, but the service on {config.state_dir} "
-            f"serves {served['models']}; give both the same configuration"
+            f"this asks for {asked.in_words}, but the service on {config.state_dir} serves "
+            f"{served.in_words}; give both the same configuration, or start a service for it"
         )
-
-
-def describe_models(config: Config) -> str:
-    """The identity in words, for messages: models and dtype."""
-    return f"{config.esm2}, {config.dnabert}, {config.classifier} in {config.resolved_dtype}"
+    return ours
 
 
 class JobWatch:

@@ -209,6 +209,7 @@ class Config(BaseSettings):
         return WorkerSettings(
             state_dir=str(self.state_dir.absolute()),
             redis_url=redis_url,
+            identity=self.identity("virus", None, allow_chunk_length=True).to_dict(),
             node=socket.gethostname(),
             namespace=self.namespace,
             esm2=str(self.cards["esm2"].path),
@@ -235,6 +236,14 @@ class Config(BaseSettings):
             log_file=str(self.log_path.absolute()),
             log_level=self.log_level,
         )
+
+    @property
+    def served_settings(self) -> dict[str, Any]:
+        """What a client has to take over from the service that computes its jobs."""
+        names = ("max_tokens", "esm_budget", "dna_budget", "device")
+        models = {kind: str(card.path) for kind, card in self.cards.items()}
+        settings = {name: getattr(self, name) for name in names}
+        return {**settings, **models, "dtype": self.resolved_dtype}
 
     def changed(self, **settings: Any) -> Config:
         """The same configuration with other values of some settings."""

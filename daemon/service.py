@@ -15,7 +15,6 @@ import click
 from broker.client import require_redis
 from broker.server import PrivateServer
 from daemon.cli import config_option, load_config, run_command
-from daemon.client import describe_models
 from daemon.config import Config
 from daemon.supervisor import Supervisor, make_children
 from ops.durable import FileLock, describe_os_error, make_dir, write_atomic
@@ -82,12 +81,12 @@ class Service:
                 get_log("supervisor").info("service.ready", message="every role takes work")
 
     def _publish(self) -> None:
-        identity = self.config.identity("virus", None, allow_chunk_length=True)
         facts: dict[str, Any] = {
             "pid": os.getpid(),
             "redis_url": self.redis_url,
             "ready": self.ready,
-            "identity": {"digest": identity.digest, "models": describe_models(self.config)},
+            "identity": self.config.identity("virus", None, allow_chunk_length=True).to_dict(),
+            "serves": self.config.served_settings,
         }
         write_atomic(self.state / "service.json", json.dumps(facts).encode() + b"\n")
 

@@ -65,6 +65,21 @@ class Identity:
             if name not in _DESCRIPTIVE and getattr(self, name) != getattr(other, name)
         ]
 
+    def served_by(self, service: Identity) -> bool:
+        """True when a service with these models and limits computes jobs of this identity.
+
+        A job need not use all of its models, and chooses its own chunk length.
+        """
+        same = ("algorithm", "layer", "pooling", "dtype", "max_tokens")
+        used = [name for name in _MODELS if getattr(self, name) is not None]
+        return all(getattr(self, name) == getattr(service, name) for name in (*same, *used))
+
+    @property
+    def in_words(self) -> str:
+        """Models and dtype, for messages."""
+        names = (self.esm2_name, self.dnabert_s_name, self.classifier_name)
+        return f"{', '.join(name for name in names if name)} in {self.dtype}"
+
     def _shown(self, name: str) -> str:
         """A value as users know it: a model by its name and the start of its digest."""
         value = getattr(self, name)

@@ -156,6 +156,16 @@ class JobStore:
             raise UsageError(f"job {spec.id} exists already; take another id")
         return spec.id
 
+    def spool_path(self, job: str) -> Path:
+        """Where a job's standard input is kept until the job has ended."""
+        return self.folder.parent / "spool" / f"{job}.fasta"
+
+    def clear_spool(self) -> None:
+        """Removes what was kept of jobs that have ended."""
+        for path in self.spool_path("").parent.glob("*.fasta"):
+            if self.outcome(path.stem) is not None:
+                path.unlink(missing_ok=True)
+
     def spec(self, job: str) -> JobSpec:
         """Raises UsageError for a job that nobody submitted."""
         self._check_id(job)

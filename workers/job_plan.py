@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ops.cut import CutParams, PlanScan, cut_shards, plan_input
 from ops.errors import DataError
+from ops.fasta import check_readable
 from ops.jobs import JobStore, Plan
 from ops.manifest import ManifestTail
 from ops.nouns import ShardTask
@@ -103,6 +104,7 @@ class JobPlan:
     def _check_inputs(self) -> None:
         """Between two readings an input may not change: results would mix two files."""
         for source in self.spec.inputs:
+            check_readable(Path(source.path))
             stat = Path(source.path).stat()
             if (stat.st_size, stat.st_mtime_ns) != (source.size, source.mtime_ns):
                 raise DataError(

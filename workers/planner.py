@@ -14,7 +14,8 @@ from pathlib import Path
 from broker.codec import encode
 from broker.queue import Broker
 from ops.durable import FileLock
-from ops.errors import UnavailableError, VnpError
+from ops.errors import IdentityError, UnavailableError, VnpError
+from ops.identity import Identity
 from ops.jobs import JobStore, Outcome
 from ops.nouns import ShardTask
 from workers.job_plan import JobPlan, worst_case_bytes
@@ -38,6 +39,7 @@ class Planner:
         self.lock = FileLock(Path(settings.state_dir) / "planner.lock")
         self.store = JobStore(Path(settings.state_dir))
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
+        self.identity = Identity.from_dict(settings.identity)
         self.jobs: dict[str, JobPlan] = {}
         self.incarnation: str | None = None
         self.last_progress = time.monotonic()
@@ -60,11 +62,25 @@ class Planner:
         for job in [job for job in self.jobs if job not in unfinished]:
             self.broker.close_shards([(job, shard) for shard in self.jobs.pop(job).open])
             self.broker.drop_job(job)
+            self.store.clear_spool()
         for job in unfinished:
             if self.store.is_cancelled(job):
                 self._cancel(job)
             elif job not in self.jobs:
-                self.jobs[job] = JobPlan(job, self.store, self.settings)
+                self._adopt(job)
+
+    def _adopt(self, job: str) -> None:
+        """Takes a job up, unless it was submitted for other models than this service has."""
+        asked = self.store.spec(job).identity
+        if asked.served_by(self.identity):
+            self.jobs[job] = JobPlan(job, self.store, self.settings)
+            return
+        message = (
+            f"the job asks for {asked.in_words} (algorithm {asked.algorithm}), but this service "
+            f"has {self.identity.in_words} (algorithm {self.identity.algorithm}); start vnpd with "
+            "what it asks for, or submit it anew with --force; what is committed stays"
+        )
+        self._end(job, Outcome("failed", IdentityError.exit_code, message))
 
     def _cancel(self, job: str) -> None:
         self.broker.cancel(job)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 ENVIRONMENT_KEY = "VNP_WORKER_SETTINGS"
 
@@ -20,6 +21,7 @@ class WorkerSettings:
 
     state_dir: str
     redis_url: str
+    identity: dict[str, Any]  # of the service's virus jobs, as ops.identity writes it
     node: str  # names this service among those that share a Redis; part of consumer names
     namespace: str = "vnp"
     esm2: str | None = None

@@ -127,7 +127,13 @@ def create_job(state: Path, out: Path, shards: int) -> str:
 
 
 def start_writer(state: Path, url: str) -> subprocess.Popen[bytes]:
-    settings = WorkerSettings(state_dir=str(state), redis_url=url, node="bench", log_level="error")
+    settings = WorkerSettings(
+        state_dir=str(state),
+        redis_url=url,
+        identity=IDENTITY.to_dict(),
+        node="bench",
+        log_level="error",
+    )
     environment = {**os.environ, **settings.to_environment(), **MALLOC["writer"]}
     return subprocess.Popen([sys.executable, "-m", "workers.writer"], env=environment)
 

@@ -77,6 +77,14 @@ def test_state_directory_of_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/vnp:{tmp_path}/other")
     # When / Then
     assert load({}).state_dir == tmp_path / "vnp"
+    assert load({}).models_dir == tmp_path / "vnp" / "models"
+
+
+def test_empty_variable_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a file that sets something, and an empty variable for the same
+    monkeypatch.setenv("VNP_PACKERS", "")
+    # When / Then the file counts
+    assert load({}, write(tmp_path, "packers = 3\n")).packers == 3
 
 
 def test_configuration_is_frozen() -> None:
@@ -143,6 +151,7 @@ def test_unknown_variable_is_refused_with_a_suggestion(monkeypatch: pytest.Monke
         ({"packers": "many"}, "setting packers: input should be a valid integer"),
         ({"packers": -1}, "setting packers: input should be greater than or equal to 0, not '-1'"),
         ({"device": "gpu"}, "setting device: 'gpu' is not cpu, cuda or cuda:N"),
+        ({"device": "cuda:"}, "setting device: 'cuda:' is not cpu, cuda or cuda:N"),
         ({"device": "cuda:0,cuda:0"}, "several devices must be different cuda:N"),
         ({"roles": "gpu,painter"}, "'painter' is not one of planner, packer, gpu, writer"),
         ({"dtype": "fp8"}, "dtype fp8 needs a GPU; use fp32 on the cpu"),

@@ -109,7 +109,11 @@ def test_crash_of_a_worker_is_a_line(tmp_path: Path) -> None:
     # Given a worker whose second step raises
     path = tmp_path / "vnp.log"
     settings = WorkerSettings(
-        state_dir=str(tmp_path), redis_url="unix:///none", node="n", log_file=str(path)
+        state_dir=str(tmp_path),
+        redis_url="unix:///none",
+        identity={},
+        node="n",
+        log_file=str(path),
     )
     script = """
 from workers.loop import main
