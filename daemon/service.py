@@ -35,10 +35,7 @@ class Service:
         self.config = config
         self.state = Path(config.state_dir)
         config.cards  # noqa: B018 - a missing model is told before anything starts
-        try:
-            make_dir(self.state)
-        except OSError as error:
-            raise describe_os_error(error, self.state) from error
+        make_state_dir(self.state)
         self.lock = FileLock(
             self.state / "service.lock", f"another vnpd serves {self.state}; stop it first"
         )
@@ -91,9 +88,16 @@ class Service:
         write_atomic(self.state / "service.json", json.dumps(facts).encode() + b"\n")
 
 
+def make_state_dir(path: Path) -> None:
+    try:
+        make_dir(path)
+    except OSError as error:
+        raise describe_os_error(error, path) from error
+
+
 def serve(config: Config) -> int:
     """Runs until SIGTERM or SIGINT; returns the exit code."""
-    make_dir(Path(config.state_dir))
+    make_state_dir(config.state_dir)
     configure_logs("supervisor", level=config.log_level, log_file=str(config.log_path))
     stop = StopFlag()
     with Service(config) as service:

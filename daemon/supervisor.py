@@ -23,7 +23,7 @@ from workers.logs import get_log
 from workers.loop import PREDECESSOR_SIGNAL, READY_FD, SLOT, die_with_parent
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
-EX_SOFTWARE = 70
+EX_SOFTWARE, EX_TEMPFAIL = 70, 75
 #: A child that lived this long has recovered: its next death is a first death again.
 HEALTHY_AFTER_S = 30.0
 #: Time that children have to end their step on SIGTERM, before SIGKILL.
@@ -131,8 +131,9 @@ class Child:
         now = time.monotonic()
         if now - self.started_at > HEALTHY_AFTER_S:
             self.pause_s = FIRST_PAUSE_S
-        self.start_at = now + self.pause_s
-        self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
+        if code != EX_TEMPFAIL:  # it did not fail: it asks for a fresh process in its place
+            self.start_at = now + self.pause_s
+            self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
         attributed = -code in ATTRIBUTED
         self.predecessor_signal = signal.Signals(-code).name if attributed else ""
         self._count_failed_start(code)

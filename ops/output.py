@@ -320,6 +320,15 @@ def require_free_disk(out: Path, need_bytes: int) -> None:
     free = free_bytes(out)
     if free < need_bytes:
         raise OutputError(
-            f"{out} needs about {need_bytes / 1e9:.1f} GB and has {free / 1e9:.1f} GB free; "
+            f"{out} needs about {size_in_words(need_bytes)} and has {size_in_words(free)} free; "
             "free some, or choose another --out"
         )
+
+
+def size_in_words(num_bytes: float) -> str:
+    """0.1 MB, 2.5 GB."""
+    for unit in ("kB", "MB", "GB"):
+        num_bytes /= 1_000
+        if num_bytes < 1_000:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 1_000:.1f} TB"

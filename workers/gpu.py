@@ -69,7 +69,9 @@ class GpuWorker:
             with self.deadline:
                 result = self.engine.compute(batch)
         except Exception as error:
-            self._hand_on_failure(entry, batch, f"{type(error).__name__}: {error}")
+            self.log.error("batch.error", message=str(error), **{"job.id": batch.job})
+            # Reasons stand in shards, whose bytes are promised: no addresses, sizes or numbers.
+            self._hand_on_failure(entry, batch, f"the models failed with {type(error).__name__}")
             sys.exit(EX_TEMPFAIL)
         self._hand_on(entry, result, batch)
 

@@ -71,7 +71,11 @@ class Planner:
 
     def _adopt(self, job: str) -> None:
         """Takes a job up, unless it was submitted for other models than this service has."""
-        asked = self.store.spec(job).identity
+        try:
+            asked = self.store.spec(job).identity
+        except VnpError as error:  # a damaged job file must not take the others along
+            self._fail(job, error)
+            return
         if asked.served_by(self.identity):
             self.jobs[job] = JobPlan(job, self.store, self.settings)
             return
@@ -85,6 +89,9 @@ class Planner:
     def _cancel(self, job: str) -> None:
         self.broker.cancel(job)
         self._end(job, Outcome("cancelled", 130, "cancelled on request"))
+
+    def _fail(self, job: str, error: VnpError) -> None:
+        self._end(job, Outcome("failed", error.exit_code, str(error)))
 
     def _end(self, job: str, outcome: Outcome) -> None:
         self.store.set_outcome(job, outcome)
@@ -106,7 +113,11 @@ class Planner:
 
     def _observe_commits(self) -> None:
         for job in self.jobs.values():
-            committed = job.observe_commits()
+            try:
+                committed = job.observe_commits()
+            except VnpError as error:  # a damaged manifest
+                self._fail(job.id, error)
+                continue
             if committed:
                 self.broker.close_shards([(job.id, shard) for shard in committed])
                 self.last_progress = time.monotonic()
@@ -134,7 +145,7 @@ class Planner:
         try:
             job.validate(SLICE_S)
         except VnpError as error:
-            self._end(job.id, Outcome("failed", error.exit_code, str(error)))
+            self._fail(job.id, error)
         if not job.needs_plan:
             self.log.info("job.planned", message=job.describe_plan(), **{"job.id": job.id})
         return True
@@ -163,7 +174,7 @@ class Planner:
             try:
                 task = job.next_task()
             except VnpError as error:
-                self._end(job.id, Outcome("failed", error.exit_code, str(error)))
+                self._fail(job.id, error)
                 return True
             if task is not None:
                 self._issue(job, task)

@@ -106,8 +106,8 @@ class Writer:
                 self._adopt(job)
 
     def _adopt(self, job: str) -> None:
-        spec, plan = self.store.spec(job), self.store.plan(job)
         try:
+            spec, plan = self.store.spec(job), self.store.plan(job)
             # A forced job clears its folder once; whoever adopts it later goes on from there.
             force = spec.force and self.store.opened(job) is None
             output = Output.open(Path(spec.out), spec, plan, force=force, node=self.settings.node)

@@ -21,11 +21,10 @@ Log = list[dict[str, Any]]
 
 def run(fasta: Path, folder: Path, **settings: object) -> Path:
     """`vnp run` with these settings, its log in folder/log; returns its output folder."""
-    done = Service(folder, log_file=folder / "log", **settings).vnp(
-        "run", fasta, "--out", folder / "out"
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return folder / "out"
+    shell, out = Service(folder, log_file=folder / "log", **settings), folder / "out"
+    done = shell.vnp("run", fasta, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
 
 
 @pytest.fixture(scope="module")
