@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ops import __version__
 from ops.durable import write_atomic
 from ops.errors import CorruptionError
 from ops.jobs import JobSpec, Plan, utc_now
@@ -16,7 +17,7 @@ from ops.manifest import MANIFEST, EpochLine, read_manifest
 
 RUN = "run.json"
 FORMAT = 1
-_PACKAGES = ("vnp", "torch", "numpy", "h5py", "tokenizers")
+_PACKAGES = ("torch", "numpy", "h5py", "tokenizers")
 
 
 def describe_run(
@@ -88,7 +89,7 @@ def _size(path: Path) -> int:
 
 def versions() -> dict[str, str]:
     """Versions of what computes, read from the packages' metadata; nothing is imported."""
-    found = {"python": platform.python_version()}
+    found = {"vnp": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)

@@ -17,8 +17,9 @@ from typing import Any
 
 import structlog
 
+from ops import __version__
+
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-VERSION = "0.1.0"
 
 
 class _Lines:
@@ -63,7 +64,7 @@ def configure_logs(role: str, *, level: str = "info", log_file: str | None = Non
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.bind_contextvars(
-        **{"service.name": "vnp", "service.version": VERSION, "vnp.role": role}
+        **{"service.name": "vnp", "service.version": __version__, "vnp.role": role}
     )
 
 
