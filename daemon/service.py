@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import click
-
 from broker.client import require_redis
 from broker.server import PrivateServer
-from daemon.cli import config_option, load_config, run_command
 from daemon.config import Config
 from daemon.supervisor import Supervisor, make_children
 from ops.durable import FileLock, describe_os_error, make_dir, write_atomic
@@ -105,26 +101,3 @@ def serve(config: Config) -> int:
             service.tick()
             time.sleep(TICK_S)
     return 0
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@config_option
-@click.option("--roles", help="Only these, with commas: planner,packer,gpu,writer.")
-@click.option("--redis-url", help="A Redis that runs already (default: a private one).")
-@click.option("--device", help="cpu, or cuda:N, several with commas.")
-@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16", "fp8"]))
-@click.option("--packers", type=click.IntRange(min=1), help="Number of packer processes.")
-def vnpd(config_file: Path | None, **flags: Any) -> int:
-    """The resident service: keeps the models loaded and computes the jobs of vnp-submit.
-
-    Ends in order on SIGTERM; unfinished jobs go on at the next start.
-    """
-    return serve(load_config(config_file, **flags))
-
-
-def main() -> None:
-    sys.exit(run_command(vnpd))
-
-
-if __name__ == "__main__":
-    main()

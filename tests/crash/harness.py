@@ -51,7 +51,7 @@ class Service:
     def start(self) -> None:
         with (self.folder / "service.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "daemon.service"], env=self.environment, stderr=log
+                [sys.executable, "-m", "daemon.vnpd"], env=self.environment, stderr=log
             )
         until(lambda: bool(self.facts.get("ready")), "the service to be ready")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 PROGRAMS = {
     "vnp": "from daemon.cli import main; main()",
     "vnp-submit": "from daemon.cli import submit_main; submit_main()",
-    "vnpd": "from daemon.service import main; main()",
+    "vnpd": "from daemon.vnpd import main; main()",
 }
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from ops import __version__
 from ops.modelstore import BUNDLED
 from tests.crash.harness import shards_done, until
 from tests.service.shell import Shell, command, names, plain_environment, refused
-from workers.logs import VERSION
 
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
 GENOME = FIXTURES / "virus_phiX174.fa"
@@ -151,7 +151,7 @@ def test_bug_shows_where_it_is(shell: Shell) -> None:
 
 def test_version(shell: Shell) -> None:
     # When / Then a bare number can be cut from it, and logs say the same
-    assert shell("vnp", "--version").stdout == f"vnp {VERSION}\n"
+    assert shell("vnp", "--version").stdout == f"vnp {__version__}\n"
 
 
 def test_nothing_to_show(shell: Shell) -> None:

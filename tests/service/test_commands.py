@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from tests.crash.harness import Service, digests, shards_done, until
 from tests.service.conftest import FIXTURES
+from tests.unit.test_config import HEAVY
 
 Finished = tuple[str, Path]
 STATED = {"@timestamp", "log.level", "event.name", "message", "process.pid", "service.name"}
@@ -134,26 +136,40 @@ def test_models_verify(service: Service) -> None:
     assert [row.split("\t")[1:] for row in rows] == [["digest", "ok"]] * 3
 
 
+def test_commands_stay_light_beside_a_service(
+    service: Service, fasta: Path, finished: Finished
+) -> None:
+    # Given a service and a finished job; When each everyday command has done its work
+    job, out = finished
+    script = (
+        "import sys\nfrom daemon.cli import vnp, run_command\n"
+        "code = run_command(vnp, sys.argv[1:])\n"
+        f"print('', code, sorted(set({HEAVY!r}) & set(sys.modules)), sep='\\n')\n"
+    )
+    for words in (["submit", fasta, "--out", out], ["status", job], ["wait", job], ["list"]):
+        command = [sys.executable, "-c", script, *map(str, words)]
+        done = subprocess.run(command, env=service.environment, capture_output=True, text=True)
+        # Then it loaded neither tensors nor Redis
+        assert done.stdout.splitlines()[-2:] == ["0", "[]"], words
+
+
 # -- vnp run ---------------------------------------------------------------------------------------
 
 
-def test_run_and_service_give_the_same(
+def test_run_makes_again_what_is_missing(
     service: Service, fasta: Path, finished: Finished, tmp_path: Path
 ) -> None:
-    # Given the input of a finished job; When it is run in the foreground
+    # Given a copy of a finished folder that has lost a table
     out = tmp_path / "out"
+    shutil.copytree(finished[1], out)
+    (out / "chunks.tsv").unlink()
+    # When the same is run in the foreground
     done = service.vnp("run", fasta, "--out", out)
+    # Then all is as it was, and names are shown as they are
     assert done.returncode == 0, done.stderr
-    # Then the bytes are the service's, and names are shown as they are
     assert digests(out) == digests(finished[1])
     assert "[bold]" in done.stdout
     assert "10 records: " in done.stdout
-    # And when a table is lost, the same command makes it again
-    (out / "chunks.tsv").unlink()
-    again = service.vnp("run", fasta, "--out", out, "--json")
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["out"] == str(out)
-    assert digests(out) == digests(finished[1])
 
 
 def test_run_knows_a_result_of_the_service(
@@ -161,9 +177,10 @@ def test_run_knows_a_result_of_the_service(
 ) -> None:
     # Given a finished job of the service; When the same is run in the foreground
     before = (finished[1] / "manifest.jsonl").read_bytes()
-    done = service.vnp("run", fasta, "--out", finished[1])
+    done = service.vnp("run", fasta, "--out", finished[1], "--json")
     # Then there is nothing to do
     assert done.stderr == "vnp: finished already; --force computes it anew\n"
+    assert json.loads(done.stdout)["out"] == str(finished[1])
     assert (finished[1] / "manifest.jsonl").read_bytes() == before
 
 

@@ -301,7 +301,7 @@ def test_out_is_a_file(tmp_path: Path) -> None:
 
 def test_too_little_disk(tmp_path: Path) -> None:
     require_free_disk(tmp_path / "not" / "there", 1)
-    with pytest.raises(OutputError, match=r"needs about \d+\.\d GB and has \d+\.\d GB free"):
+    with pytest.raises(OutputError, match=r"needs about \d+\.\d TB and has \d+\.\d [kMGT]B free"):
         require_free_disk(tmp_path / "not" / "there", 10**18)
     # Given embeddings for more records than any disk holds
     plan = replace(PLAN, chunks=10**15)
