@@ -10,6 +10,7 @@ letters of input, nothing of the others); the second makes the tasks.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ops.errors import DataError
 from ops.fasta import Alphabet, Piece, input_digest, read_inputs
 from ops.frames import chunk_bounds, num_chunks
 from ops.jobs import Plan
@@ -139,7 +141,7 @@ class PlanScan:
             letters=self._letters,
             chunks=self._chunks if self.params.pipeline == "virus" else 0,
             shards=self._shards,
-            input_digest=f"sha256:{self._digest.hexdigest()}",
+            input_digest=_digest_text(self._digest),
             huge_lengths=self._huge,
             ambiguous=self._ambiguous,
             uracil=self._uracil if self.params.pipeline != "protein" else 0,
@@ -158,9 +160,47 @@ def cut_shards(
     params: CutParams,
     huge_lengths: Mapping[int, int],
     skip: Callable[[int], bool] = lambda shard: False,
+    *,
+    plan: Plan | None = None,
 ) -> Iterator[ShardTask]:
-    """The second pass: the tasks in the order of their numbers, but for those that `skip` names."""
-    return _Cutter(params, huge_lengths, skip).cut(read_inputs(inputs, params.alphabet))
+    """The second pass: the tasks in the order of their numbers, but for those that `skip` names.
+
+    plan: when given, the last task comes only after the whole input was read again and found to
+    have the plan's digest and shards: an input that changes, or grows, between or during the passes
+    cannot end in a complete result of two files. One task is held back for that.
+    Raises DataError for an input that is not the planned one.
+    """
+    digest = None if plan is None else input_digest()
+    tasks = _Cutter(params, huge_lengths, skip).cut(read_inputs(inputs, params.alphabet, digest))
+    return tasks if plan is None or digest is None else _checked(tasks, plan, digest)
+
+
+def _checked(tasks: Iterator[ShardTask], plan: Plan, digest: hashlib._Hash) -> Iterator[ShardTask]:
+    """The tasks, each one late, so that what follows the last is known before that is given."""
+    held = next(tasks, None)
+    while held is not None:
+        following = next(tasks, None)
+        if following is None and _digest_text(digest) != plan.input_digest:
+            raise _changed()
+        if following is not None and following.shard >= plan.shards:
+            raise _changed()
+        yield held
+        held = following
+
+
+def _digest_text(digest: hashlib._Hash) -> str:
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _changed() -> DataError:
+    return DataError("an input changed while it was read; start again when it is complete")
+
+
+def _next_part(piece: Piece, pieces: Iterator[Piece]) -> Piece:
+    """The piece of the same record that follows."""
+    if piece.last:
+        raise _changed()
+    return next(pieces)
 
 
 @dataclass
@@ -198,6 +238,8 @@ class _Cutter:
                 yield from self._flush()
                 yield from self._cut_huge(piece, pieces, length)
                 continue
+            if piece.start + len(piece.letters) > self.params.huge_from:
+                raise _changed()
             held.append(piece.letters)
             if piece.last:
                 yield from self._add_record(piece, b"".join(held))
@@ -227,7 +269,7 @@ class _Cutter:
         chunks = self.params.chunks_of(length)
         if self.params.pipeline != "virus":
             while not piece.last:
-                piece = next(pieces)
+                piece = _next_part(piece, pieces)
             yield from self._emit([_Part(piece.ordinal, piece.name, length, 0, chunks, 0, b"")])
             return
         held, at = piece.letters, 0
@@ -236,7 +278,7 @@ class _Cutter:
             bounds = chunk_bounds(length, self.params.chunk_length, first, stop)
             start, end = int(bounds[0, 0]), int(bounds[-1, 1])
             while at + len(held) < end:
-                piece = next(pieces)
+                piece = _next_part(piece, pieces)
                 held = held[max(start - at, 0) :] + piece.letters
                 at = piece.start + len(piece.letters) - len(held)
             letters = held[start - at : end - at]
@@ -244,7 +286,7 @@ class _Cutter:
                 [_Part(piece.ordinal, piece.name, length, first, stop, start, letters)]
             )
         while not piece.last:  # it may be empty
-            piece = next(pieces)
+            piece = _next_part(piece, pieces)
 
     def _task(self, number: int, parts: list[_Part]) -> ShardTask:
         params = self.params

@@ -149,6 +149,8 @@ class _Reader:
                 while block := stream.read(BLOCK_BYTES):
                     yield block
         except (EOFError, OSError, _GzipError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # not gzip's own
+                raise NoInputError(f"{self.path} cannot be read: {error.strerror}") from error
             raise DataError(
                 f"{self.path}: the compressed data is damaged or cut off after line {self._line} "
                 f"({error}); fetch the file again"

@@ -1,9 +1,10 @@
-"""Chunks and their stop-free frames, for a whole shard at once and without loops over either.
+"""Chunks and their stop-free frames, for a whole shard at once and without loops over its bases.
 
-Instead of translating six frames of every chunk, the codon at *every* position of the shard is
-looked up once per strand. A frame of a chunk is then every third of these from some position on;
-it is open when the running count of stop codons, kept per phase, does not change along it. Only
-open frames, about one in eight, are gathered. `ops.frames_plain` says the same chunk by chunk.
+Instead of translating six frames of every chunk, both strands are laid end to end and the codon at
+*every* position is numbered once. The codons are then sorted by phase (position modulo 3), so that
+a frame of a chunk is one run of them; it is open when the next stop codon lies beyond the run. Only
+open frames, about one in eight, are copied and translated. `ops.frames_plain` says the same chunk
+by chunk.
 """
 
 from __future__ import annotations
@@ -14,27 +15,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ops.frames_plain import BASES, CODONS, reverse_complement
-from ops.nouns import I64, U8, Ragged, gather_runs
+from ops.frames_plain import BASES, CODONS
+from ops.nouns import I64, U8, Ragged
 
-STOP = ord("*")
 #: What a codon with an unknown letter translates to; no letter, since it is deleted.
 DELETED = 0
 
 
-def _codon_tables() -> tuple[bytes, bytes]:
-    """256-byte tables from a codon's number, 25 a + 5 b + c with bases 0..3 in the order of BASES
-    and 4 for unknown letters, to its amino acid: as it stands, and as its reverse complement."""
-    forward, backward = bytearray(256), bytearray(256)
+def _codon_table() -> bytes:
+    """256-byte table from a codon's number, 25 a + 5 b + c with bases 0..3 in the order of BASES
+    and 4 for unknown letters, to its amino acid."""
+    table = bytearray([DELETED]) * 256
     for codon, letter in CODONS.items():
-        for table, letters in ((forward, codon), (backward, reverse_complement(codon))):
-            a, b, c = (BASES.index(base) for base in letters)
-            table[25 * a + 5 * b + c] = ord(letter)
-    return bytes(forward), bytes(backward)
+        a, b, c = (BASES.index(base) for base in codon)
+        table[25 * a + 5 * b + c] = ord(letter)
+    return bytes(table)
 
 
 _NUMBER = bytes(BASES.find(chr(letter)) % 5 for letter in range(256))
-_AMINO, _AMINO_BACKWARD = _codon_tables()
+_AMINO = _codon_table()
+_STOPS = [number for number, letter in enumerate(_AMINO) if letter == ord("*")]  # of three codons
 _COMPLEMENT = bytes.maketrans(b"ACGT", b"TGCA")
 
 
@@ -91,89 +91,79 @@ def open_frames(sequence: U8, bounds: I64) -> Frames:
 
     sequence: (bases,) uint8; bounds: (chunks, 2) into it, 0-based and half-open.
     """
-    codons = np.stack(_codons(sequence))
-    first, count = _frame_places(bounds)
-    is_open = np.concatenate(
-        [_without_stop(codons[s], first[:, 3 * s : 3 * s + 3], count) for s in (0, 1)], axis=1
-    )
+    strands = np.concatenate([sequence, _look_up(_COMPLEMENT, sequence)[::-1]])
+    codons = _codons_by_phase(sequence)
+    first, bases = _frame_places(bounds, len(strands))
+    count = bases // 3
+    run = first % 3 * (len(codons) // 3) + first // 3
+    is_open = _without_stop(codons, run, count).T
     chunk, frame = np.nonzero(is_open)
-    proteins = _gather_proteins(codons, frame // 3, first[chunk, frame], count[chunk, frame % 3])
+    proteins = _translate(_copy_runs(codons, run[frame, chunk], count[frame, chunk]))
     kept = np.flatnonzero(proteins.lengths > 0)
-    chunk, frame, proteins = chunk[kept], frame[kept], proteins.take(kept)
-    nucleotides = _gather_nucleotides(sequence, bounds[chunk], frame, proteins.lengths)
+    if len(kept) < len(proteins):
+        chunk, frame, proteins = chunk[kept], frame[kept], proteins.take(kept)
+    # The original's slice strand[f - 1 : f + 3 * residues] of each frame f = 1..3: it ends one base
+    # late, and goes on from the frame's 5' end even where codons were deleted.
+    length = np.minimum(3 * proteins.lengths + 1, bases[frame, chunk])
     return Frames(
         chunk.astype(np.int64),
         (frame + 1).astype(np.uint8),
         proteins,
-        nucleotides,
+        _copy_runs(strands, first[frame, chunk], length),
         is_open.sum(axis=1),
     )
 
 
-def _codons(sequence: U8) -> tuple[U8, U8]:
-    """Amino acid of the codon that starts at each position: (bases - 2,), forward and backward.
-
-    Backward, position p stands for the reverse complement of the letters p, p + 1, p + 2.
-    """
+def _codons_by_phase(sequence: U8) -> U8:
+    """Number of the codon that starts at each position of the strands, end to end: 0, 3, 6, ...,
+    then 1, 4, 7, ..., then 2, 5, 8, ...; the three parts are equally long."""
     number = _look_up(_NUMBER, sequence)
+    complement = np.minimum(number ^ 2, 4)  # T, C, A, G = 0..3; unknown letters stay 4
+    padding = np.full(2 + -2 * len(sequence) % 3, 4, np.uint8)
+    number = np.concatenate([number, complement[::-1], padding])
     codon = 25 * number[:-2] + 5 * number[1:-1] + number[2:]  # at most 124: it fits 8 bits
-    return _look_up(_AMINO, codon), _look_up(_AMINO_BACKWARD, codon)
+    return codon.reshape(-1, 3).T.reshape(-1)
 
 
 def _look_up(table: bytes, values: U8) -> U8:
-    """table[values]; `bytes.translate` is several times faster at it than fancy indexing."""
+    """table[values], flat; `bytes.translate` is several times faster at it than fancy indexing."""
     return np.frombuffer(values.tobytes().translate(table), np.uint8)
 
 
-def _frame_places(bounds: I64) -> tuple[I64, I64]:
-    """(chunks, 6) position of each frame's lowest codon; (chunks, 3) codons of F1/R1 to F3/R3.
+def _frame_places(bounds: I64, strands_length: int) -> tuple[I64, I64]:
+    """(6, chunks) each frame's first base in the strands, and its bases up to the chunk's end."""
+    start, end = bounds.T
+    offset = np.arange(3)[:, None]
+    bases = np.maximum(end - start - offset, 0)
+    first = np.concatenate([start + offset, strands_length - end + offset])
+    return first, np.concatenate([bases, bases])
 
-    A reverse frame walks down from the chunk's end; its codons are the same positions, in the
-    opposite order.
+
+def _without_stop(codons: U8, run: I64, count: I64) -> NDArray[np.bool_]:
+    """(6, chunks) whether no stop codon is among codons run to run + count of each frame.
+
+    Stops are few: they are listed, and the next one from the run's first codon on is looked up.
     """
-    start, end = bounds[:, :1], bounds[:, 1:]
-    offset = np.arange(3)
-    count = np.maximum(end - start - offset, 0) // 3
-    return np.concatenate([start + offset, end - offset - 3 * count], axis=1), count
-
-
-def _without_stop(codons: U8, first: I64, count: I64) -> NDArray[np.bool_]:
-    """(chunks, 3) whether no stop codon is among codons first, first + 3, ... of each frame.
-
-    Stops are few: they are listed by phase and position, and a frame is open when the next stop of
-    its phase, from its first codon on, lies beyond its last.
-    """
-    size = len(codons) + 3
-    position = np.flatnonzero(codons == STOP)
-    phase = position % 3
-    stops = np.concatenate([position[phase == p] + p * size for p in range(3)] + [[4 * size]])
-    begin = first % 3 * size + first
-    following: NDArray[np.bool_] = stops[np.searchsorted(stops, begin)] >= begin + 3 * count
+    ochre, amber, opal = (codons == stop for stop in _STOPS)
+    stops = np.append(np.flatnonzero(ochre | amber | opal), np.iinfo(np.int64).max)
+    following: NDArray[np.bool_] = stops[np.searchsorted(stops, run)] >= run + count
     return following
 
 
-def _gather_proteins(codons: NDArray[Any], strand: I64, first: I64, count: I64) -> Ragged:
-    """The residues of each frame in reading order, deleted codons left out."""
-    ends = np.cumsum(count)
-    stride = np.where(strand == 0, 3, -3)
-    begin = strand * codons.shape[1] + np.where(strand == 0, first, first + 3 * (count - 1))
-    place = np.repeat(begin - stride * (ends - count), count)
-    place += np.repeat(stride, count) * np.arange(len(place))
-    residues = codons.reshape(-1)[place]
+def _copy_runs(letters: U8, start: I64, length: I64) -> Ragged:
+    """Row i is letters[start[i] : start[i] + length[i]]. Runs of a hundred letters and more are
+    copied faster one by one than gathered by index, and need no index of eight bytes a letter."""
+    raw = letters.tobytes()
+    ends = zip(start.tolist(), (start + length).tolist(), strict=True)
+    rows = b"".join([raw[first:stop] for first, stop in ends])
+    return Ragged.from_lengths(np.frombuffer(rows, np.uint8), length)
+
+
+def _translate(codons: Ragged) -> Ragged:
+    """The residues of each run of codons, deleted ones left out."""
+    residues = _look_up(_AMINO, codons.data)
     real = residues != DELETED
     if real.all():
-        return Ragged.from_lengths(residues, count)
+        return Ragged(residues, codons.offsets)
     kept = np.concatenate([[0], np.cumsum(real)])
-    return Ragged.from_lengths(residues[real], kept[ends] - kept[ends - count])
-
-
-def _gather_nucleotides(sequence: U8, bounds: I64, frame: I64, residues: I64) -> Ragged:
-    """strand[f - 1 : f + 3 * residues] of each frame f = 1..3: the original's slice, which ends one
-    base late, and from the frame's 5' end on even where codons were deleted."""
-    offset = frame % 3
-    length = np.minimum(3 * residues + 1, bounds[:, 1] - bounds[:, 0] - offset)
-    # Both strands end to end: every slice is then one run of letters.
-    complement = _look_up(_COMPLEMENT, sequence)[::-1]
-    backward = 2 * len(sequence) - bounds[:, 1]
-    start = np.where(frame < 3, bounds[:, 0], backward) + offset
-    return gather_runs(np.concatenate([sequence, complement]), start, length)
+    return Ragged(residues[real], kept[codons.offsets])

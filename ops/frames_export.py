@@ -14,6 +14,7 @@ import numpy as np
 
 from ops.cut import CutParams, cut_shards, plan_input
 from ops.durable import atomic_file, describe_os_error
+from ops.errors import UsageError
 from ops.frames import chunk_table, open_frames
 from ops.frames_plain import FRAME_NAMES
 from ops.nouns import ShardTask
@@ -28,21 +29,33 @@ def write_frames(inputs: Sequence[Path], chunk_length: int, nucleotide: Path, pr
     """Writes both files, one line per sequence; returns the number of frames.
 
     Shard by shard, so in bounded memory; each file appears whole or not at all. Raises
-    NoInputError, DataError, OutputError.
+    UsageError (a file named twice), NoInputError, DataError, OutputError.
     """
+    _require_distinct(inputs, nucleotide, protein)
     params = CutParams("", "", "virus", chunk_length, False, uracil_as_t=False)
     scan = plan_input(inputs, params)
     for _ in scan:  # an input that cannot be used is refused before anything is written
         pass
+    plan = scan.result
+    tasks = cut_shards(inputs, params, plan.huge_lengths, plan=plan)
     count = 0
     try:
         with ExitStack() as files:
             streams = [files.enter_context(atomic_file(path)) for path in (nucleotide, protein)]
-            for task in cut_shards(inputs, params, scan.result.huge_lengths):
+            for task in tasks:
                 count += _write_task(task, streams[0], streams[1])
     except OSError as error:
         raise describe_os_error(error, nucleotide) from error
     return count
+
+
+def _require_distinct(inputs: Sequence[Path], nucleotide: Path, protein: Path) -> None:
+    """Neither output may be the other one or an input, under whatever name."""
+    taken = {path.resolve() for path in inputs}
+    for path in (nucleotide, protein):
+        if path.resolve() in taken:
+            raise UsageError(f"{path} is named twice; give each output a file of its own")
+        taken.add(path.resolve())
 
 
 def _write_task(task: ShardTask, nucleotide: IO[bytes], protein: IO[bytes]) -> int:

@@ -88,7 +88,11 @@ class JobPlan:
             self._check_inputs()
             assert self._plan is not None
             self._tasks = cut_shards(
-                self._paths, self._cut_params, self._plan.huge_lengths, skip=self._is_taken
+                self._paths,
+                self._cut_params,
+                self._plan.huge_lengths,
+                skip=self._is_taken,
+                plan=self._plan,
             )
         return next(self._tasks, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,89 @@ def test_a_bad_input_is_refused_in_the_first_pass(tmp_path: Path) -> None:
     path = write(tmp_path / "x.fa", ["ACGT" * 500, "AC1"])
     with pytest.raises(DataError, match="record 'r1'"):
         plan_of(path, params())
+
+
+HUGE = ["A" * 900] * 3_000 + ["C" * 5_000]
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        ["G" * 900] * 3_000 + ["C" * 5_000],  # other letters
+        ["A" * 900] * 3_000 + ["C" * 4_000],  # the huge record ends early
+        ["A" * 900] * 2_999 + ["A" * 1_100, "C" * 5_000],  # another record is huge
+        ["A" * 900] * 3_000,  # the huge record is gone
+        [*HUGE, "T"],
+    ],
+)
+def test_an_input_that_changes_while_it_is_cut_never_gives_all_its_shards(
+    later: list[str], tmp_path: Path
+) -> None:
+    # Given a planned input of which the first shards were cut
+    path = write(tmp_path / "x.fa", HUGE)
+    plan = plan_of(path, params())
+    tasks = cut_shards([path], params(), plan.huge_lengths, plan=plan)
+    seen = [next(tasks).shard]
+    # When somebody writes other content into the same file
+    write(path, later)
+    # Then it is refused before the last shard is given
+    with pytest.raises(DataError, match="an input changed while it was read"):
+        seen.extend(task.shard for task in tasks)
+    assert len(seen) < plan.shards
+
+
+def test_an_unchanged_input_gives_all_shards_with_its_digest(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", HUGE)
+    plan = plan_of(path, params())
+    tasks = list(cut_shards([path], params(), plan.huge_lengths, plan=plan))
+    assert [task.shard for task in tasks] == list(range(plan.shards))
+
+
+def test_dna_records_are_never_cut(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", ["ACGT" * 600, "", "AC"])
+    tasks = cut_of(path, params("dna"))
+    assert [task.record.tolist() for task in tasks] == [[0], [1, 2]]
+    assert [task.sequence.lengths.tolist() for task in tasks] == [[2_400], [0, 2]]
+    assert plan_of(path, params("dna")).chunks == 0
+
+
+@pytest.mark.parametrize("pipeline", ["virus", "protein", "dna"])
+def test_an_empty_file_has_no_shards(pipeline: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", [])
+    plan = plan_of(path, params(pipeline))
+    assert (plan.records, plan.letters, plan.chunks, plan.shards) == (0, 0, 0, 0)
+    assert cut_of(path, params(pipeline)) == []
+
+
+def test_a_record_is_huge_from_one_letter_over_a_shard(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", ["A" * 1_000, "C" * 1_001])
+    assert plan_of(path, params()).huge_lengths == {1: 1_001}
+    tasks = cut_of(path, params())
+    assert [task.record.tolist() for task in tasks] == [[0], [1], [1]]
+    assert [int(task.stop_chunk[0]) for task in tasks] == [20, 20, 21]
+
+
+def test_a_chunk_longer_than_a_shard_is_a_shard(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", ["A" * 95])
+    tasks = cut_of(path, params(shard_bases=10))
+    # Two chunks for 95 bases: overlaps of 3 would be due in three gaps, and there is one, so that
+    # the last chunk is two bases short.
+    assert [task.sequence.lengths.tolist() for task in tasks] == [[50], [48]]
+
+
+def test_duplicate_names_stay_and_ordinals_tell_them_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.fa", ["A" * 9, "C" * 9, "G" * 9, "T" * 9, "A" * 2_000])
+    tasks = cut_of(path, params())
+    named = [(int(r), n) for t in tasks for r, n in zip(t.record, t.name.to_bytes(), strict=True)]
+    assert named[:4] == [(0, b"r0"), (1, b"r1"), (2, b"r2"), (3, b"r0")]
+    assert set(named[4:]) == {(4, b"r1")}
+
+
+def test_a_gzipped_copy_is_the_same_input(tmp_path: Path) -> None:
+    records = random_records(8)
+    plain = write(tmp_path / "x.fa", records)
+    packed = tmp_path / "x.fa.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert plan_of(packed, params()) == plan_of(plain, params())
+    first, second = cut_of(plain, params()), cut_of(packed, params())
+    assert [t.sequence.to_bytes() for t in first] == [t.sequence.to_bytes() for t in second]

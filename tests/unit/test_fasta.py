@@ -135,6 +135,12 @@ def test_missing_folder_and_special_files(tmp_path: Path) -> None:
             list(read_inputs([path], "nucleotide"))
 
 
+def test_a_plain_file_that_fails_to_read_is_not_called_damaged_gzip() -> None:
+    # Given a regular file whose first page gives EIO: nothing is mapped at address 0
+    with pytest.raises(NoInputError, match=r"cannot be read: Input/output error"):
+        list(read_inputs([Path("/proc/self/mem")], "nucleotide"))
+
+
 def test_ordinals_and_digest_go_on_over_files(tmp_path: Path) -> None:
     # Given two files, one of them gzipped
     first, second = tmp_path / "1.fa", tmp_path / "2.fa"
@@ -198,3 +204,52 @@ def test_memory_is_bounded_on_one_long_record(width: int, tmp_path: Path) -> Non
     # Then all of it arrived, in a few times the size of a piece (1 MiB)
     assert letters == 120_000_000
     assert kilobytes < 32_000
+
+
+def outcome(path: Path, content: bytes) -> list[tuple[str, bytes]] | str:
+    try:
+        return read(path, content)
+    except DataError as error:
+        return str(error)
+
+
+def test_a_gzip_cut_anywhere_is_refused_or_ends_with_a_member(tmp_path: Path) -> None:
+    # Given a gzip file of two members
+    letters = [bytes(b"ACGT"[(i * i + i // 7 + k) % 4] for i in range(300)) for k in (0, 1)]
+    members = [gzip.compress(b">r\n" + own + b"\n", mtime=0) for own in letters]
+    whole, end = members[0] + members[1], len(members[0])
+    records = [("r", own) for own in letters]
+    # When it is cut after every single byte
+    found = {cut: outcome(tmp_path / "x.fa.gz", whole[:cut]) for cut in range(1, len(whole) + 1)}
+    # Then only the ends of members are ends; nothing in it tells that a second one should follow
+    accepted = {cut: got for cut, got in found.items() if not isinstance(got, str)}
+    assert accepted == {end: records[:1], len(whole): records}
+    # And one byte is not even gzip
+    assert "not FASTA" in str(found.pop(1))
+    refused = [got for cut, got in found.items() if cut not in accepted]
+    assert all("x.fa.gz: the compressed data is damaged or cut off" in got for got in refused)
+
+
+def test_what_follows_a_gzip_is_padding_or_damage(tmp_path: Path) -> None:
+    content = gzip.compress(b">a\nACGT\n", mtime=0)
+    # Zeros follow on tapes and in block devices; gzip itself ignores them
+    assert outcome(tmp_path / "x.fa.gz", content + bytes(512)) == [("a", b"ACGT")]
+    assert "damaged or cut off" in outcome(tmp_path / "x.fa.gz", content + b">b\nAC\n")
+
+
+def test_plain_text_under_the_name_of_a_gzip_is_read(tmp_path: Path) -> None:
+    assert read(tmp_path / "x.fa.gz", b">a\nACGT\n") == [("a", b"ACGT")]
+
+
+def test_letters_that_are_not_ascii_are_refused(tmp_path: Path) -> None:
+    message = outcome(tmp_path / "x.fa", b">a\nAC\n>b\nA\xe9C\n")
+    assert "x.fa, line 4, record 'b'" in message
+
+
+@pytest.mark.usefixtures("any_size")
+def test_the_line_is_right_far_into_a_long_record(tmp_path: Path) -> None:
+    # Given a fault in line 203 of a record of many pieces, in either line ending
+    for newline in (b"\n", b"\r\n"):
+        text = b">a\nACGT\n>b some words\n" + b"ACGTACGT\n" * 199 + b"ACG7\n" + b"ACGT\n" * 9
+        with pytest.raises(DataError, match=r"x\.fa, line 203, record 'b': '7' is not a letter"):
+            read(tmp_path / "x.fa", text.replace(b"\n", newline))

@@ -194,3 +194,68 @@ def test_vectorised_is_plain_at_all_lengths_up_to_20_chunks(chunk_length: int) -
         lengths = range(1, 20 * chunk_length, step)
         sequences = ["".join(rng.choice(list(alphabet), length)) for length in lengths]
         assert vectorised(sequences, chunk_length) == one_by_one(sequences, chunk_length)
+
+
+def test_open_frames_is_plain_at_every_chunk_length_up_to_500() -> None:
+    # Given a chunk of every length from nothing on, with few stops and some unknown letters
+    rng = np.random.default_rng(0)
+    letters = "".join(rng.choice(list("ACGTN"), 700, p=[0.15, 0.4, 0.4, 0.04, 0.01]))
+    lengths = range(501)
+    bounds = np.array([(length % 7, length % 7 + length) for length in lengths])
+    # When all of them are taken from one array
+    frames = open_frames(np.frombuffer(letters.encode(), np.uint8), bounds)
+    found = [(int(c), int(f)) for c, f in zip(frames.chunk, frames.frame, strict=True)]
+    rows = list(zip(found, frames.protein.to_bytes(), frames.nucleotide.to_bytes(), strict=True))
+    # Then each chunk gives what it gives alone
+    alone = [plain.open_frames(letters[start:end]) for start, end in bounds.tolist()]
+    assert rows == [
+        ((chunk, frame.number), frame.protein.encode(), frame.nucleotide.encode())
+        for chunk, own in enumerate(alone)
+        for frame in own
+        if frame.protein
+    ]
+    assert frames.num_open.tolist() == [len(own) for own in alone]
+    assert len({chunk for chunk, _ in found}) > 100
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    chunk_length=st.sampled_from([300, 500, 331]),
+    part=st.floats(0, 20, exclude_min=True),
+    alphabet=st.sampled_from(["ACGT", "ACGacg", "ACGTacgtN", "ACGTUacgtu", LETTERS]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_vectorised_is_plain_on_records_of_1_to_20_chunks(
+    chunk_length: int,
+    part: float,
+    alphabet: str,
+    seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    # Given a record in a file, lower case and all
+    length = max(1, round(part * chunk_length))
+    letters = "".join(np.random.default_rng(seed).choice(list(alphabet), length))
+    path = tmp_path_factory.getbasetemp() / "record.fa"
+    path.write_text(f">a\n{letters}\n")
+    # When it is read and its frames are taken; Then they are those of its upper-case letters
+    found = [piece.letters.decode() for piece in read_inputs([path], "nucleotide")]
+    assert vectorised(found, chunk_length) == one_by_one([letters.upper()], chunk_length)
+
+
+@pytest.mark.parametrize(("chunk_length", "percent"), [(500, 67.8), (300, 55.3)])
+def test_chunks_cover_the_record_and_the_last_is_short_as_often_as_the_originals(
+    chunk_length: int, percent: float
+) -> None:
+    short = 0
+    for length in range(1, 30 * chunk_length + 1):
+        starts, ends = chunk_bounds(length, chunk_length).T
+        # There is no gap, the ends are the record's, and all chunks but the last are whole
+        assert starts[0] == 0
+        assert ends[-1] == length
+        assert (starts[1:] <= ends[:-1]).all()
+        assert (starts[1:] > starts[:-1]).all()
+        assert (ends[:-1] - starts[:-1] == chunk_length).all()
+        short += length > chunk_length and ends[-1] - starts[-1] < chunk_length
+    # The share that was counted with the original program, to its last digit. It is of the records
+    # of more than one chunk; of all records it would be 65.6 and 53.5 %.
+    assert round(100 * short / (29 * chunk_length), 1) == percent

@@ -88,3 +88,36 @@ def test_broken_packings_are_noticed(batches: list[list[int]]) -> None:
     lengths = np.array([5, 5, 5])
     with pytest.raises(AssertionError):
         check_batches([np.array(b, np.int64) for b in batches], lengths, None, Budgets(14, 0, 9))
+
+
+def test_real_tokens_of_dna_alone() -> None:
+    # Given DNA only, so that its budget leads
+    lengths = np.random.default_rng(2).integers(70, 130, 12_000)
+    batches = pack(None, lengths, BUDGETS)
+    check_batches(batches, None, lengths, BUDGETS)
+    assert len(batches) >= 100
+    assert fill(batches, lengths, BUDGETS.dna)[0] >= 0.995
+
+
+def test_fill_reports_the_tail_apart() -> None:
+    lengths = np.array([10, 8, 9, 3])
+    batches = [np.array([0]), np.array([1]), np.array([3])]
+    assert fill(batches, lengths, 10) == (0.9, 0.3)
+    assert fill(batches[:1], lengths, 10) == (0.0, 1.0)
+    assert fill([], lengths, 10) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("one_per_batch", [False, True])
+def test_a_row_over_a_budget_is_refused_and_not_packed(one_per_batch: bool) -> None:
+    # Given a row that no batch may hold, by either model
+    for esm, dna in (([101, 3], [9, 9]), ([9, 9], [3, 101])):
+        with pytest.raises(AssertionError):
+            pack(np.array(esm), np.array(dna), Budgets(100, 100, 9), one_per_batch=one_per_batch)
+    # And one that fills a batch to the last token is packed alone
+    assert [b.tolist() for b in pack(np.array([100, 3]), None, Budgets(100, 0, 9))] == [[0], [1]]
+
+
+def test_the_same_rows_are_packed_the_same_way() -> None:
+    esm, dna = reads(np.random.default_rng(3))
+    first, second = (pack(esm[:2_000], dna[:2_000], BUDGETS) for _ in range(2))
+    assert [b.tolist() for b in first] == [b.tolist() for b in second]

@@ -12,6 +12,7 @@ from ops import esm_tokens
 from ops import frames_plain as plain
 from ops.cut import CutParams, cut_shards, plan_input
 from ops.dna_tokens import DnaTokenizer
+from ops.errors import UsageError
 from ops.frames_export import write_frames
 from ops.nouns import Account, Batch, Ragged, Status
 from ops.packing import Budgets
@@ -168,3 +169,69 @@ def test_frames_as_the_original_writes_them(tmp_path: Path) -> None:
     assert protein == [line for id_, letters, _ in expected for line in (id_, letters)]
     assert count == len(expected)
     assert expected[0] == (">a_chunk_1F1", "KP", "AUGAAAC")
+
+
+def test_frames_never_replace_their_input_or_each_other(tmp_path: Path) -> None:
+    # Given an input, and a link to it
+    fasta = tmp_path / "x.fa"
+    fasta.write_text(">a\nACGACG\n")
+    (tmp_path / "link.fa").symlink_to(fasta)
+    # When an output is the input, or both outputs are one
+    for nucleotide, protein in (("x.fa", "p"), ("n", "link.fa"), ("n", "n")):
+        with pytest.raises(UsageError, match="is named twice"):
+            write_frames([fasta], 500, tmp_path / nucleotide, tmp_path / protein)
+    # Then nothing was written
+    assert fasta.read_text() == ">a\nACGACG\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.fa", "x.fa"]
+
+
+def test_rows_do_not_depend_on_the_cut(tmp_path: Path) -> None:
+    # Given records, two of them with more letters than a small shard
+    rng = np.random.default_rng(5)
+    records = ["".join(rng.choice(list("ACGGCN"), n)) for n in (2_500, 90, 1_001, 0, 300)]
+    whole = prepared(tmp_path / "x.fa", records)
+    cut = prepared(tmp_path / "x.fa", records, shard_bases=400)
+    assert (len(whole), len(cut) > 8) == (1, True)
+    # Then keys, digests, chunks and counts are the same, whatever the shards
+    for name in ("row_record", "row_chunk", "row_frame", "row_digest"):
+        expected = getattr(whole[0][1], name).tolist()
+        assert [x for _, account in cut for x in getattr(account, name).tolist()] == expected
+    for name in ("chunk_record", "chunk", "start", "end", "chunk_status", "num_frames"):
+        expected = getattr(whole[0][1], name).tolist()
+        assert [x for _, account in cut for x in getattr(account, name).tolist()] == expected
+    ambiguous = [0] * len(records)
+    for _, account in cut:
+        for record, count in zip(account.record, account.num_ambiguous, strict=True):
+            ambiguous[int(record)] += int(count)
+    assert ambiguous == whole[0][1].num_ambiguous.tolist() == [r.count("N") for r in records]
+
+
+def test_batches_partition_the_rows_of_real_genomes() -> None:
+    # Given the shards of a genome and of one in eight records
+    fixtures = Path(__file__).parents[1] / "data" / "fixtures"
+    inputs = [fixtures / "virus_influenzaA_PR8.fa", fixtures / "virus_lambda.fa"]
+    params = CutParams("j", "i", "virus", 300, True, True, shard_bases=9_000)
+    scan = plan_input(inputs, params)
+    assert list(scan)
+    rows = 0
+    for task in cut_shards(inputs, params, scan.result.huge_lengths):
+        batches, account = prepare(task, TOKENIZER, Budgets(1_000, 900, 7), 512)
+        keys = [
+            key
+            for batch in batches
+            for key in zip(
+                batch.record.tolist(), batch.chunk.tolist(), batch.frame.tolist(), strict=True
+            )
+        ]
+        # Then their rows are the account's, each once, and no batch is over a limit
+        assert sorted(keys) == keys_of(account)
+        assert [batch.number for batch in batches] == list(range(len(batches)))
+        for batch in batches:
+            assert batch.esm_tokens is not None
+            assert batch.dna_tokens is not None
+            assert 1 <= len(batch.record) <= 7
+            assert len(batch.esm_tokens.data) <= 1_000
+            assert len(batch.dna_tokens.data) <= 900
+        rows += len(keys)
+    # The number of frames that the original finds in the two files
+    assert rows == 41 + 132

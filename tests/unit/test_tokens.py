@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from esm.data import Alphabet
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from ops import esm_tokens
@@ -18,6 +21,9 @@ from ops.nouns import Ragged
 
 DATA = Path(__file__).parents[1] / "data"
 PUBLISHED = DATA / "dnabert-s" / "tokenizer.json"
+#: As the original program loads it: the folder, with its configuration.
+REFERENCE = PreTrainedTokenizerFast.from_pretrained(str(PUBLISHED.parent))
+OURS = DnaTokenizer(PUBLISHED)
 
 
 def real_sequences() -> list[str]:
@@ -103,3 +109,24 @@ def test_broken_tokenizer_is_told(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="import the model again"):
         DnaTokenizer(tmp_path / "tokenizer.json")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("ACGT", max_size=600) | st.text("ACGTNRYUacgtn", max_size=80))
+def test_dnabert_tokens_are_those_of_transformers_on_any_letters(letters: str) -> None:
+    assert encoded(OURS, [letters]) == [REFERENCE(letters)["input_ids"]]
+
+
+def test_the_published_file_pads_and_cuts_when_used_as_it_is() -> None:
+    # Given the same file without our care
+    careless = Tokenizer.from_file(str(PUBLISHED))
+    # Then four bases have 2,000 tokens, nearly all [PAD], and a long sequence has no more
+    assert (len(careless.encode("ACGT").ids), careless.encode("ACGT").ids[-1]) == (2_000, 3)
+    assert len(careless.encode("ACGTTGCAAC" * 2_500).ids) == 2_000
+
+
+def test_training_is_deterministic(tmp_path: Path) -> None:
+    genome = next(read_inputs([DATA / "fixtures" / "virus_phiX174.fa"], "nucleotide")).letters
+    pieces = [genome[i : i + 400].decode() for i in range(0, 5_200, 400)]
+    first, second = (train_bpe(pieces, 150).to_str() for _ in range(2))
+    assert first == second
