@@ -200,5 +200,6 @@ def check_fit(
     if chunk_length is not None and classifier.chunk_length not in (None, chunk_length):
         raise ConfigError(
             f"classifier {classifier.name} was made for chunks of {classifier.chunk_length} bases, "
-            f"not {chunk_length}; use --chunk-length {classifier.chunk_length}"
+            f"not {chunk_length}; use --chunk-length {classifier.chunk_length}, or "
+            "--allow-chunk-length if you know what you do"
         )
