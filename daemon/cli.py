@@ -250,6 +250,108 @@ def verify(name: str, config_file: Path | None, state_dir: Path | None) -> int:
     return show.verify(load_config(config_file, state_dir=state_dir), name)
 
 
+@vnp.command()
+@click.option("--device", help="cpu, cuda or cuda:N.")
+@config_option
+def doctor(device: str | None, config_file: Path | None, state_dir: Path | None) -> int:
+    """Checks this machine: device, Redis, models, and a known answer."""
+    from daemon.doctor import doctor as examine
+
+    return examine(load_config(config_file, state_dir=state_dir, device=device))
+
+
+@vnp.group(cls=Commands)
+def train() -> None:
+    """Trains models of your own."""
+
+
+class ManyValues(click.Command):
+    """Lets --virus and --other take several files: --virus A.fa B.fa, as a shell expands *.fa."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        expanded: list[str] = []
+        many = ""
+        for value in args:
+            if value.startswith("-"):
+                many = value if value in ("--virus", "--other") else ""
+            elif many and expanded[-1] != many:
+                expanded.append(many)
+            expanded.append(value)
+        return super().parse_args(ctx, expanded)
+
+
+@train.command("classifier", cls=ManyValues)
+@click.option(
+    "--virus",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="FASTA files of viruses, one or more.",
+)
+@click.option(
+    "--other",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="FASTA files of everything else.",
+)
+@click.option("--name", required=True, help="What to call the classifier.")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Table of id, group (family, phylum) and, if you have them, split (train, valid, test).",
+)
+@click.option("--models", "encoders", help="esm2=NAME,dnabert-s=NAME; default: those in use.")
+@click.option("--chunk-length", type=click.IntRange(min=3), default=500, show_default=True)
+@click.option("--fragments", type=click.IntRange(min=100), default=40_000, show_default=True)
+@click.option(
+    "--test-fragments",
+    type=click.IntRange(min=1),
+    default=300,
+    show_default=True,
+    help="Of each group and length.",
+)
+@click.option("--width", type=click.IntRange(min=1), default=512, show_default=True)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 1, True),
+    default=1e-3,
+    show_default=True,
+    help="Learning rate.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option("--device", help="cpu, cuda or cuda:N.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]))
+@config_option
+def train_classifier(
+    config_file: Path | None,
+    state_dir: Path | None,
+    encoders: str | None,
+    device: str | None,
+    dtype: str | None,
+    **options: Any,
+) -> int:
+    """Trains a classifier on genomes, and measures it on groups that it has not seen."""
+    from rich.console import Console
+
+    flags = {"device": device, "dtype": dtype, "state_dir": state_dir, **_encoders(encoders)}
+    config = load_config(config_file, **flags)
+    from daemon.train import run_training
+
+    return run_training(config, options, Console(stderr=True))
+
+
+def _encoders(text: str | None) -> dict[str, str]:
+    """--models as settings: "esm2=A,dnabert-s=B" -> {"esm2": "A", "dnabert": "B"}."""
+    settings = {}
+    for part in text.split(",") if text else ():
+        kind, _, name = part.partition("=")
+        if kind not in ("esm2", "dnabert-s") or not name:
+            raise click.BadParameter("give esm2=NAME,dnabert-s=NAME", param_hint="--models")
+        settings[kind.removesuffix("-s")] = name
+    return settings
+
+
 @vnp.group(cls=Commands)
 def models() -> None:
     """Lists and imports models."""

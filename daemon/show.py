@@ -197,11 +197,12 @@ def models(config: Config, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([{**vars(card), "path": str(card.path)} for card in cards]))
         return
-    headings = ("name", "kind", "width", "layers", "weights", "digest")
+    headings = ("name", "kind", "width", "layers", "weights", "digest", "note")
     print_columns(headings, [_model_cells(card) for card in cards])
 
 
 def _model_cells(card: ModelCard) -> tuple[str, ...]:
     weights = "trained" if card.trained else "UNTRAINED"
     layers = str(card.layers or "NA")
-    return (card.name, card.kind, str(card.width), layers, weights, card.digest[:19])
+    digest = card.digest[:19]
+    return (card.name, card.kind, str(card.width), layers, weights, digest, card.note)

@@ -86,8 +86,7 @@ class Engine:
         Raises ConfigError when the batch's pipeline needs a model that this engine lacks.
         """
         self._require(batch.pipeline)
-        esm2 = self._embed(batch.esm_tokens, "esm2")
-        dnabert_s = self._embed(batch.dna_tokens, "dnabert")
+        esm2, dnabert_s = self.embed(batch)
         scores = None
         if batch.pipeline == "virus":
             assert self.classifier is not None
@@ -95,6 +94,10 @@ class Engine:
             assert dnabert_s is not None
             scores = classify(self.classifier, dnabert_s, esm2)
         return self._result(batch, esm2, dnabert_s, scores)
+
+    def embed(self, batch: Batch) -> tuple[F32 | None, F32 | None]:
+        """ESM-2 and DNABERT-S embeddings (rows, width) fp32; None where the batch has no tokens."""
+        return self._embed(batch.esm_tokens, "esm2"), self._embed(batch.dna_tokens, "dnabert")
 
     def _result(
         self, batch: Batch, esm2: F32 | None, dnabert_s: F32 | None, scores: F32 | None

@@ -22,9 +22,9 @@ TOKENIZER = "tokenizer.json"
 FORMAT = "vnp-model-1"
 KINDS = ("esm2", "dnabert", "classifier")
 
-#: Small models with seeded, untrained weights that ship with the project.
+#: Small models that ship with the project, trained on public genomes (docs/vnp-small.md).
 BUNDLED = Path(__file__).parent / "bundled"
-DEFAULT_NAMES = {kind: f"vnp-untrained-{kind}" for kind in KINDS}
+DEFAULT_NAMES = {kind: f"vnp-small-{kind}" for kind in KINDS}
 
 #: What decides values beside the weights; names and provenance stay outside the digest.
 DECIDING = (
@@ -45,7 +45,9 @@ class ModelCard:
     """What is known of a model without loading it.
 
     width: of one embedding, or of the classifier's hidden layer. layers and heads: 0 in a
-    classifier. chunk_length (bases) and input_widths (DNABERT-S, ESM-2): classifiers only.
+    classifier. chunk_length (bases), input_widths (DNABERT-S, ESM-2) and encoders (digests of the
+    models whose embeddings it was trained on, by kind; empty when not known): classifiers only.
+    note: what a user should know of it, in a few words.
     """
 
     name: str
@@ -59,6 +61,8 @@ class ModelCard:
     source: str
     chunk_length: int | None = None
     input_widths: tuple[int, int] | None = None
+    encoders: tuple[tuple[str, str], ...] = ()
+    note: str = ""
 
 
 def find_model(name_or_path: str | Path, kind: str, search: Sequence[Path] = ()) -> ModelCard:
@@ -128,6 +132,8 @@ def _card(folder: Path, config: dict[str, Any]) -> ModelCard:
         source=str(config["source"]),
         chunk_length=config.get("chunk_length"),
         input_widths=None if widths is None else (int(widths[0]), int(widths[1])),
+        encoders=tuple(sorted((str(k), str(v)) for k, v in config.get("encoders", {}).items())),
+        note=str(config.get("note", "")),
     )
     if card.kind not in KINDS:
         raise ValueError(f"kind {card.kind}")
@@ -189,7 +195,7 @@ def verify_model(card: ModelCard) -> None:
 def check_fit(
     classifier: ModelCard, dnabert: ModelCard, esm2: ModelCard, chunk_length: int | None = None
 ) -> None:
-    """ConfigError unless the classifier takes these embeddings (and chunks of that many bases)."""
+    """ConfigError unless the classifier was made for these models (and chunks of that length)."""
     if classifier.input_widths != (dnabert.width, esm2.width):
         wanted = classifier.input_widths or ("?", "?")
         raise ConfigError(
@@ -197,6 +203,14 @@ def check_fit(
             f"{wanted[1]} (ESM-2), but {dnabert.name} gives {dnabert.width} and {esm2.name} gives "
             f"{esm2.width}; choose models that belong together"
         )
+    for kind, digest in classifier.encoders:
+        given = {"esm2": esm2, "dnabert": dnabert}[kind]
+        if given.digest != digest:
+            raise ConfigError(
+                f"classifier {classifier.name} was trained with another {kind} model "
+                f"({digest[:19]}) than {given.name} ({given.digest[:19]}); choose models that "
+                "belong together"
+            )
     if chunk_length is not None and classifier.chunk_length not in (None, chunk_length):
         raise ConfigError(
             f"classifier {classifier.name} was made for chunks of {classifier.chunk_length} bases, "

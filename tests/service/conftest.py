@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.harness import Service
+from tests.service.shell import Shell, plain_environment
 
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
 #: Header and sequence of valid records that are odd in every way, two of them with one name.
@@ -22,6 +23,12 @@ ODD = (
     ("", "ACG"),
     ("last", ""),
 )
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """The programs, without a service."""
+    return Shell(tmp_path, plain_environment(tmp_path))
 
 
 @pytest.fixture(scope="session")

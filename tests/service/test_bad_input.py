@@ -201,14 +201,14 @@ def test_folder_that_is_no_model(service: Service, tmp_path: Path, fasta: Path, 
 
 
 def test_model_of_another_kind(service: Service, fasta: Path, out: Path) -> None:
-    done = service.vnp("run", fasta, "--esm2", "vnp-untrained-dnabert", "--out", out)
+    done = service.vnp("run", fasta, "--esm2", "vnp-small-dnabert", "--out", out)
     refused(done, EX_CONFIG, "holds a model of kind dnabert, where esm2 is needed")
 
 
 def test_model_without_weights_in_the_service(tmp_path: Path) -> None:
     # Given a service whose models folder has half an import; When it starts; Then it ends
     models = tmp_path / "models"
-    shutil.copytree(BUNDLED / "vnp-untrained-esm2", models / "half")
+    shutil.copytree(BUNDLED / "vnp-small-esm2", models / "half")
     (models / "half" / "model.safetensors").unlink()
     done = vnpd(tmp_path, models_dir=models, esm2="half")
     refused(done, EX_CONFIG, "half has no weights (model.safetensors); import the model again")

@@ -16,7 +16,7 @@ import pytest
 from ops import __version__
 from ops.modelstore import BUNDLED
 from tests.crash.harness import shards_done, until
-from tests.service.shell import Shell, command, names, plain_environment, refused
+from tests.service.shell import Shell, command, names, refused
 
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
 GENOME = FIXTURES / "virus_phiX174.fa"
@@ -26,11 +26,6 @@ LARGER = FIXTURES / "virus_SAOMS1.fa"
 def run_script(script: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     started = [sys.executable, "-c", script]
     return subprocess.run(started, env=environment, capture_output=True, text=True)
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Shell:
-    return Shell(tmp_path, plain_environment(tmp_path))
 
 
 # -- what is wrong before anything starts ----------------------------------------------------------
@@ -91,12 +86,12 @@ def test_model_that_does_not_fit(shell: Shell) -> None:
     # Given a model folder without weights, and a classifier for other widths
     models = shell.folder / "models"
     shutil.copytree(BUNDLED, models)
-    (models / "vnp-untrained-esm2" / "model.safetensors").unlink()
-    classifier = models / "vnp-untrained-classifier"
+    (models / "vnp-small-esm2" / "model.safetensors").unlink()
+    classifier = models / "vnp-small-classifier"
     config = json.loads((classifier / "config.json").read_text())
     (classifier / "config.json").write_text(json.dumps({**config, "input_widths": [768, 2560]}))
     # When they are used, one after the other
-    bare = shell("vnp", "run", GENOME, "--esm2", models / "vnp-untrained-esm2")
+    bare = shell("vnp", "run", GENOME, "--esm2", models / "vnp-small-esm2")
     wide = shell("vnp", "run", GENOME, "--classifier", classifier)
     # Then
     refused(bare, 78, "has no weights (model.safetensors)", "import the model again")
@@ -168,7 +163,7 @@ def test_bundled_models_are_listed(shell: Shell) -> None:
     cards = json.loads(shell("vnp", "models", "list", "--json").stdout)
     assert {card["kind"] for card in cards} == {"esm2", "dnabert", "classifier"}
     table = shell("vnp", "models", "list").stdout.splitlines()
-    assert table[0].split() == ["name", "kind", "width", "layers", "weights", "digest"]
+    assert table[0].split() == ["name", "kind", "width", "layers", "weights", "digest", "note"]
     assert len(table) == 1 + len(cards)
     for card in cards:
         word = "trained" if card["trained"] else "UNTRAINED"
@@ -193,16 +188,28 @@ def test_frames_are_written(shell: Shell) -> None:
 # -- vnp run ---------------------------------------------------------------------------------------
 
 
+def test_untrained_models_are_told(shell: Shell) -> None:
+    # Given a copy of a model whose card says that nobody trained it
+    model = Path(shutil.copytree(BUNDLED / "vnp-small-esm2", shell.folder / "m" / "raw"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "trained": False}))
+    # When a genome is run with it; Then the result says what its values are worth
+    done = shell("vnp", "run", GENOME, "--esm2", model, "--out", shell.folder / "out")
+    assert done.returncode == 0, done.stderr
+    assert "UNTRAINED models" in done.stdout
+
+
 def test_run_prints_calls_and_says_done_the_second_time(shell: Shell) -> None:
     # Given a genome; When it is run in the current folder
     shutil.copy(GENOME, shell.folder / "phi.x.fa")
     done = shell("vnp", "run", "phi.x.fa")
     out = shell.folder / "phi.vnp"
-    # Then the table and the files are on standard output, and it is said that models are untrained
+    # Then the table and the files are on standard output, and nothing of untrained models
     assert done.returncode == 0, done.stderr
     assert "NC_001422.1" in done.stdout
     assert "1 record: " in done.stdout
-    assert "UNTRAINED models" in done.stdout
+    assert "UNTRAINED" not in done.stdout
+    assert "virus" in next(line for line in done.stdout.splitlines() if "NC_001422.1" in line)
     for name in ("sequences.tsv", "chunks.tsv", "run.json", "shards"):
         assert f"  {name} " in done.stdout
         assert (out / name).exists()

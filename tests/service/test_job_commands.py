@@ -36,8 +36,8 @@ def test_life_of_a_job(service: Service, tmp_path: Path) -> None:
     # Then it can be looked at by id
     view = json.loads(service.vnp("status", job, "--json").stdout)
     assert (view["id"], view["state"], view["share"]) == (job, "finished", 1.0)
-    assert (view["records"], view["chunks"], view["trained"]) == (1, 11, False)
-    assert "UNTRAINED" in service.vnp("status", job).stdout
+    assert (view["records"], view["chunks"], view["trained"]) == (1, 11, True)
+    assert "UNTRAINED" not in service.vnp("status", job).stdout
     listed = json.loads(service.vnp("list", "--json").stdout)
     assert [one["state"] for one in listed if one["id"] == job] == ["finished"]
     table = (out / "sequences.tsv").read_text()

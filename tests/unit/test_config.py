@@ -173,7 +173,7 @@ def test_unknown_model_names_the_known_ones() -> None:
     # Given a model that nobody has
     config = load({"esm2": "esm2_t99"})
     # When / Then
-    with pytest.raises(ConfigError, match="no esm2 model named esm2_t99; known: vnp-untrained-"):
+    with pytest.raises(ConfigError, match="no esm2 model named esm2_t99; known: vnp-small-"):
         config.cards  # noqa: B018 - the property is what is tested
 
 

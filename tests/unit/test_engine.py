@@ -61,7 +61,7 @@ def test_a_virus_batch_is_scored_and_keeps_its_keys(engine: Engine) -> None:
     assert {a.dtype for a in (result.scores, result.esm2, result.dnabert_s)} == {np.dtype("f4")}
     assert all(a.flags.c_contiguous for a in (result.scores, result.esm2, result.dnabert_s))
     assert result.reasons == ()
-    # And the untrained classifier still tells rows apart
+    # And the classifier tells rows apart
     assert 0 < (result.scores[:, 1] > 0.5).sum() < 40
 
 

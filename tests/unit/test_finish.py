@@ -35,7 +35,7 @@ TABLES = (
 
 @pytest.fixture(scope="module")
 def tokenizer() -> DnaTokenizer:
-    return DnaTokenizer(BUNDLED / "vnp-untrained-dnabert" / "tokenizer.json")
+    return DnaTokenizer(BUNDLED / "vnp-small-dnabert" / "tokenizer.json")
 
 
 @pytest.fixture(scope="module")

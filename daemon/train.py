@@ -1,0 +1,386 @@
+"""`vnp train classifier`: the steps of a training, in order, and what it tells meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from daemon.config import Config
+from ops.errors import ConfigError, OutputError, UsageError
+from ops.modelstore import ModelCard, find_model, tokenizer_path
+from ops.nouns import I64
+
+try:
+    import sklearn  # noqa: F401
+except ImportError as error:
+    raise ConfigError("training needs scikit-learn; install vnp[train]") from error
+
+from ops.dna_tokens import DnaTokenizer
+from ops.engine import Engine, EngineSpec
+from ops.train.evaluate import Modality, TestSet, by_group, counts, evaluate
+from ops.train.features import Embedder, Features
+from ops.train.fit import Fit, Recipe, Rows, balanced, fit
+from ops.train.fragments import Sources, draw, grid, whole
+from ops.train.kmers import KmerModel, frequencies
+from ops.train.labelled import Genome, data_digest, read_labelled
+from ops.train.overlap import check_overlap
+from ops.train.reading_frames import longest_frames
+from ops.train.report import markdown
+from ops.weights import NAME, write_model
+
+REPORT_FORMAT = "vnp-train-report-1"
+#: Fragment lengths in the report; whole records beside them.
+LENGTHS = (150, 300, 500, 1000)
+#: Shortest record that counts as a whole one.
+SHORTEST_WHOLE = 1_000
+#: Fragments to train on are whole chunks for the most part; last chunks and reads are shorter.
+SHARE_OF_WHOLE_CHUNKS = 0.6
+SHORTEST_TRAINED = 150
+KMER_FRAGMENTS = 20_000
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the command line asks for. per_group: test fragments of each group and length."""
+
+    virus: tuple[Path, ...]
+    other: tuple[Path, ...]
+    labels: Path | None
+    name: str
+    chunk_length: int
+    fragments: int
+    per_group: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Genomes with all that is asked of them by number."""
+
+    genomes: Sequence[Genome]
+
+    @property
+    def letters(self) -> list[bytes]:
+        return [genome.letters for genome in self.genomes]
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(genomes,) bool: training has genomes of that group."""
+        groups = {(g.virus, g.group) for g in self.genomes if g.split == "train"}
+        return np.array([(g.virus, g.group) in groups for g in self.genomes])
+
+    def sources(self, split: str) -> Sources:
+        """Where fragments of a split come from; genomes of other splits count as empty.
+
+        For validation only groups that training has not seen, if both classes have such: what is
+        chosen there is chosen for the unseen.
+        """
+        own = np.array([g.split == split for g in self.genomes])
+        virus = np.array([g.virus for g in self.genomes])
+        unseen = own & ~self.seen
+        if split == "valid" and (unseen & virus).any() and (unseen & ~virus).any():
+            own = unseen
+        lengths = np.array([len(g.letters) for g in self.genomes], np.int64)
+        return Sources(np.where(own, lengths, 0), virus, [g.group for g in self.genomes])
+
+    def virus(self, fragments: I64) -> np.ndarray:
+        """(fragments,) bool."""
+        return np.array([g.virus for g in self.genomes])[fragments[:, 0]]
+
+    def tests(self, fragments: I64) -> TestSet:
+        groups = np.array([g.group for g in self.genomes])
+        genome = fragments[:, 0]
+        return TestSet(genome, self.virus(fragments), groups[genome], self.seen[genome])
+
+
+def run_training(config: Config, options: Mapping[str, Any], console: Console) -> int:
+    """The command: its options as they come from the command line; returns the exit code."""
+    recipe = Recipe(width=options["width"], rate=options["rate"], seed=options["seed"])
+    names = ("virus", "other", "labels", "name", "chunk_length", "fragments")
+    given = {name: options[name] for name in names}
+    request = TrainRequest(**given, per_group=options["test_fragments"], recipe=recipe)
+    return train_classifier(config, request, console)
+
+
+def train_classifier(config: Config, request: TrainRequest, console: Console) -> int:
+    """Trains, measures, and writes the model folder with its report; returns the exit code."""
+    folder = config.models_dir / request.name
+    _check_request(request, folder)
+    names = {"esm2": config.esm2, "dnabert": config.dnabert}
+    cards = {kind: find_model(name, kind, [config.models_dir]) for kind, name in names.items()}
+    data = Data(read_labelled(request.virus, request.other, request.labels, request.recipe.seed))
+    check_overlap(data.genomes)
+    _tell(console, f"{len(data.genomes):,} genomes, {sum(map(len, data.letters)):,} bases")
+    embedder = _embedder(config, cards)
+    with _progress(console) as progress:
+        embed = _Embed(data, embedder, request.chunk_length, progress)
+        fitted, training = _fit_best(data, embed, request)
+        report = _report(request, cards, data, training, embedder)
+        _measure(data, embed, request, fitted, report)
+    card = _write(folder, request, cards, fitted["both"], report)
+    _tell(console, f"{card.name} is in {folder}, its report in {folder / 'report.md'}")
+    print(_summary(report))
+    return 0
+
+
+def _check_request(request: TrainRequest, folder: Path) -> None:
+    if not NAME.fullmatch(request.name):
+        raise ConfigError(
+            f"model name {request.name!r}: use letters, digits, dot, dash, underscore"
+        )
+    if folder.exists():
+        raise OutputError(f"{folder} exists already; choose another --name or remove it")
+    if request.chunk_length < SHORTEST_TRAINED:
+        raise UsageError(f"--chunk-length must be at least {SHORTEST_TRAINED} bases to be trained")
+
+
+def _tell(console: Console, message: str) -> None:
+    console.print(f"vnp: {message}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=console)
+
+
+def _embedder(config: Config, cards: dict[str, ModelCard]) -> Embedder:
+    spec = EngineSpec(
+        esm2=cards["esm2"].path,
+        dnabert=cards["dnabert"].path,
+        device=config.devices[0],
+        dtype=config.resolved_dtype,
+        attention=config.attention,
+        esm_budget=config.esm_budget,
+        dna_budget=config.dna_budget,
+        max_rows=config.max_rows,
+        threads=config.threads,
+    )
+    tokenizer = DnaTokenizer(tokenizer_path(cards["dnabert"].path))
+    return Embedder(Engine(spec), tokenizer, config.max_tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class _Embed:
+    """Features of fragments, with a progress bar."""
+
+    data: Data
+    embedder: Embedder
+    chunk_length: int
+    progress: Progress
+
+    def __call__(self, fragments: I64, what: str) -> Features:
+        bar = self.progress.add_task(f"{what}, bases", total=int(fragments[:, 2].sum()))
+        advance: Callable[[int], None] = lambda bases: self.progress.advance(bar, bases)  # noqa: E731
+        return self.embedder.features(self.data.letters, fragments, self.chunk_length, advance)
+
+
+# -- fitting -----------------------------------------------------------------------------------
+
+
+def _fit_best(
+    data: Data, embed: _Embed, request: TrainRequest
+) -> tuple[dict[str, Modality], dict[str, Any]]:
+    """The classifiers of all modalities, trained on the better choice of frames."""
+    fragments = {split: _draw(data, request, split) for split in ("train", "valid")}
+    features = {split: embed(own, split) for split, own in fragments.items()}
+    virus = {split: data.virus(own) for split, own in fragments.items()}
+    for split in features:
+        _check_rows(features[split], virus[split], split)
+    widths = (features["train"].dnabert_s.shape[1], features["train"].esm2.shape[1])
+    rows = {split: _rows(features[split], virus[split]) for split in features}
+    letters = dict(enumerate(data.letters))
+    own = features["train"]
+    longest = longest_frames(letters, fragments["train"], own.fragment, own.frame)
+    choices = {"all": rows["train"], "longest": rows["train"].take(longest)}
+    fits = {name: fit(r, rows["valid"], widths, request.recipe) for name, r in choices.items()}
+    kept = max(fits, key=lambda name: fits[name].valid_auroc)
+    modalities = {"both": Modality(fits[kept].classifier)}
+    for name, dna in (("dna", True), ("protein", False)):
+        train, valid = (_masked(r, widths[0], dna) for r in (choices[kept], rows["valid"]))
+        found = fit(train, valid, widths, request.recipe)
+        modalities[name] = Modality(found.classifier, dna=dna, protein=not dna)
+    return modalities, {
+        "fragments": len(fragments["train"]),
+        "rows": len(choices[kept].virus),
+        "valid_rows": len(rows["valid"].virus),
+        "frames": {name: _told(choices[name], found) for name, found in fits.items()},
+        "frames_kept": kept,
+        "kept": fits[kept].kept,
+        "curve": fits[kept].curve,
+        "calibration": {"scale": fits[kept].scale, "shift": fits[kept].shift},
+    }
+
+
+def _told(rows: Rows, found: Fit) -> dict[str, Any]:
+    return {
+        "rows": len(rows.virus),
+        "kept": found.kept,
+        "valid_auroc": found.valid_auroc,
+        "candidates": found.candidates,
+    }
+
+
+def _draw(data: Data, request: TrainRequest, split: str) -> I64:
+    """Fragments to fit to: whole chunks for the most part; a quarter as many for validation."""
+    share, seed = {"train": (1, 0), "valid": (4, 1)}[split]
+    return draw(
+        data.sources(split),
+        request.fragments // share,
+        request.chunk_length,
+        request.recipe.seed + seed,
+        SHORTEST_TRAINED,
+        SHARE_OF_WHOLE_CHUNKS,
+    )
+
+
+def _check_rows(features: Features, virus: np.ndarray, split: str) -> None:
+    of_rows = virus[features.fragment]
+    for label, count in (("virus", of_rows.sum()), ("other", (~of_rows).sum())):
+        if count < 2:
+            raise UsageError(
+                f"the {split} fragments of class {label} have {count} open frames; "
+                "give more genomes or more --fragments"
+            )
+
+
+def _rows(features: Features, virus: np.ndarray) -> Rows:
+    of_rows = virus[features.fragment]
+    return Rows(features.joined(), of_rows, balanced(of_rows))
+
+
+def _masked(rows: Rows, dnabert_width: int, dna: bool) -> Rows:
+    """The rows with the other modality's embedding at zero."""
+    masked = rows.features.copy()
+    masked[:, dnabert_width:] *= not dna
+    masked[:, :dnabert_width] *= dna
+    return replace(rows, features=masked)
+
+
+# -- measuring ---------------------------------------------------------------------------------
+
+
+def _report(
+    request: TrainRequest,
+    cards: dict[str, ModelCard],
+    data: Data,
+    training: dict[str, Any],
+    embedder: Embedder,
+) -> dict[str, Any]:
+    return {
+        "format": REPORT_FORMAT,
+        "name": request.name,
+        "chunk_length": request.chunk_length,
+        "seed": request.recipe.seed,
+        "recipe": vars(request.recipe),
+        "encoders": {k: {"name": c.name, "digest": c.digest} for k, c in cards.items()},
+        "data": {"digest": data_digest(data.genomes), "counts": counts(data.genomes)},
+        "engine": embedder.engine.facts,
+        "training": training,
+        "lengths": {},
+        "groups": {},
+    }
+
+
+def _measure(
+    data: Data,
+    embed: _Embed,
+    request: TrainRequest,
+    modalities: dict[str, Modality],
+    report: dict[str, Any],
+) -> None:
+    """Fills in the report's figures by fragment length and group."""
+    seed = request.recipe.seed
+    baseline = _kmer_model(data, request)
+    sources = data.sources("test")
+    for length in (*LENGTHS, None):
+        if length is None:
+            fragments = whole(sources, SHORTEST_WHOLE, max(1, request.per_group // 15), seed)
+        else:
+            fragments = grid(sources, length, request.per_group, seed)
+        if not len(fragments):
+            continue
+        name = str(length or "whole")
+        features = embed(fragments, f"test {name}")
+        scores = {k: m.scores(features, len(fragments)) for k, m in modalities.items()}
+        scores["kmer"] = baseline.scores(frequencies(data.letters, fragments))
+        tests = data.tests(fragments)
+        report["lengths"][name] = evaluate(tests, scores, seed)
+        report["groups"][name] = by_group(tests, scores["both"])
+
+
+def _kmer_model(data: Data, request: TrainRequest) -> KmerModel:
+    """The baseline, on as many fragments as memory should take, its penalty chosen likewise."""
+    limited = replace(request, fragments=min(request.fragments, KMER_FRAGMENTS))
+    fragments = [_draw(data, limited, split) for split in ("train", "valid")]
+    train, valid = ((frequencies(data.letters, own), data.virus(own)) for own in fragments)
+    return KmerModel.fit(*train, *valid)
+
+
+# -- what is left behind -----------------------------------------------------------------------
+
+
+def _write(
+    folder: Path,
+    request: TrainRequest,
+    cards: dict[str, ModelCard],
+    kept: Modality,
+    report: dict[str, Any],
+) -> ModelCard:
+    config = kept.classifier.config
+    settings = {
+        "kind": "classifier",
+        "input_widths": list(config.input_widths),
+        "width": config.width,
+        "chunk_length": request.chunk_length,
+        "trained": True,
+        "source": f"vnp train classifier --seed {request.recipe.seed}",
+        "encoders": {kind: card.digest for kind, card in cards.items()},
+        "data": report["data"]["digest"],
+        "metrics": headline(report),
+        "note": note(report),
+    }
+    files = {
+        "report.json": (json.dumps(report, indent=1) + "\n").encode(),
+        "report.md": markdown(report).encode(),
+    }
+    return write_model(folder, settings, kept.classifier.state_dict(), files)
+
+
+def headline(report: dict[str, Any]) -> dict[str, float]:
+    """AUROC by fragment length on groups never seen, or on all where every group was seen."""
+    found = {}
+    for length, cell in report["lengths"].items():
+        side = "unseen_groups" if "unseen_groups" in cell else "seen_groups"
+        figures = cell[side]["both"]
+        if figures is not None:
+            found[f"auroc_{length}_{side}"] = round(figures["auroc"][0], 4)
+    return found
+
+
+def note(report: dict[str, Any]) -> str:
+    """What `vnp models list` says: AUROC at the chunk length, where that was measured."""
+    found = headline(report)
+    length = report["chunk_length"]
+    for side, words in (("unseen_groups", "unseen"), ("seen_groups", "seen")):
+        value = found.get(f"auroc_{length}_{side}")
+        if value is not None:
+            return f"AUROC {value:.2f} for {length} bp of {words} groups"
+    return ""
+
+
+def _summary(report: dict[str, Any]) -> str:
+    lines = ["fragment\tgroups\tauroc\tsensitivity_at_5\tkmer_auroc"]
+    for length, cell in report["lengths"].items():
+        for side, figures in cell.items():
+            both, kmer = figures["both"], figures["kmer"]
+            values = [both["auroc"], both["sensitivity_at_5"], kmer["auroc"]] if both else []
+            cells = [f"{value[0]:.4f}" for value in values] or ["NA"] * 3
+            lines.append("\t".join((length, side.removesuffix("_groups"), *cells)))
+    return "\n".join(lines)
