@@ -70,10 +70,9 @@ class Data:
     def letters(self) -> list[bytes]:
         return [genome.letters for genome in self.genomes]
 
-    @property
-    def seen(self) -> np.ndarray:
-        """(genomes,) bool: training has genomes of that group."""
-        groups = {(g.virus, g.group) for g in self.genomes if g.split == "train"}
+    def seen(self, *splits: str) -> np.ndarray:
+        """(genomes,) bool: these splits have genomes of that group."""
+        groups = {(g.virus, g.group) for g in self.genomes if g.split in splits}
         return np.array([(g.virus, g.group) in groups for g in self.genomes])
 
     def sources(self, split: str) -> Sources:
@@ -84,7 +83,7 @@ class Data:
         """
         own = np.array([g.split == split for g in self.genomes])
         virus = np.array([g.virus for g in self.genomes])
-        unseen = own & ~self.seen
+        unseen = own & ~self.seen("train")
         if split == "valid" and (unseen & virus).any() and (unseen & ~virus).any():
             own = unseen
         lengths = np.array([len(g.letters) for g in self.genomes], np.int64)
@@ -95,9 +94,10 @@ class Data:
         return np.array([g.virus for g in self.genomes])[fragments[:, 0]]
 
     def tests(self, fragments: I64) -> TestSet:
+        """What is known of test fragments; a group that choices were made by counts as seen."""
         groups = np.array([g.group for g in self.genomes])
-        genome = fragments[:, 0]
-        return TestSet(genome, self.virus(fragments), groups[genome], self.seen[genome])
+        genome, seen = fragments[:, 0], self.seen("train", "valid")
+        return TestSet(genome, self.virus(fragments), groups[genome], seen[genome])
 
 
 def run_training(config: Config, options: Mapping[str, Any], console: Console) -> int:
@@ -187,35 +187,40 @@ class _Embed:
 def _fit_best(
     data: Data, embed: _Embed, request: TrainRequest
 ) -> tuple[dict[str, Modality], dict[str, Any]]:
-    """The classifiers of all modalities, trained on the better choice of frames."""
-    fragments = {split: _draw(data, request, split) for split in ("train", "valid")}
-    features = {split: embed(own, split) for split, own in fragments.items()}
-    virus = {split: data.virus(own) for split, own in fragments.items()}
-    for split in features:
-        _check_rows(features[split], virus[split], split)
-    widths = (features["train"].dnabert_s.shape[1], features["train"].esm2.shape[1])
-    rows = {split: _rows(features[split], virus[split]) for split in features}
+    """The classifiers of all modalities, trained on the better choice of frames; and what was."""
+    fragments, features, valid = _embedded(data, embed, request)
+    train = _rows(features, data.virus(fragments))
     letters = dict(enumerate(data.letters))
-    own = features["train"]
-    longest = longest_frames(letters, fragments["train"], own.fragment, own.frame)
-    choices = {"all": rows["train"], "longest": rows["train"].take(longest)}
-    fits = {name: fit(r, rows["valid"], widths, request.recipe) for name, r in choices.items()}
+    longest = longest_frames(letters, fragments, features.fragment, features.frame)
+    choices = {"all": train, "longest": train.take(longest)}
+    widths = (features.dnabert_s.shape[1], features.esm2.shape[1])
+    fits = {name: fit(rows, valid, widths, request.recipe) for name, rows in choices.items()}
     kept = max(fits, key=lambda name: fits[name].valid_auroc)
     modalities = {"both": Modality(fits[kept].classifier)}
     for name, dna in (("dna", True), ("protein", False)):
-        train, valid = (_masked(r, widths[0], dna) for r in (choices[kept], rows["valid"]))
-        found = fit(train, valid, widths, request.recipe)
+        masked = [_masked(rows, widths[0], dna) for rows in (choices[kept], valid)]
+        found = fit(masked[0], masked[1], widths, request.recipe)
         modalities[name] = Modality(found.classifier, dna=dna, protein=not dna)
     return modalities, {
-        "fragments": len(fragments["train"]),
+        "fragments": len(fragments),
         "rows": len(choices[kept].virus),
-        "valid_rows": len(rows["valid"].virus),
+        "valid_rows": len(valid.virus),
         "frames": {name: _told(choices[name], found) for name, found in fits.items()},
         "frames_kept": kept,
         "kept": fits[kept].kept,
         "curve": fits[kept].curve,
         "calibration": {"scale": fits[kept].scale, "shift": fits[kept].shift},
     }
+
+
+def _embedded(data: Data, embed: _Embed, request: TrainRequest) -> tuple[I64, Features, Rows]:
+    """Training fragments with their features, and the rows to validate on."""
+    drawn = {split: _draw(data, request, split) for split in ("train", "valid")}
+    features = {split: embed(own, split) for split, own in drawn.items()}
+    for split, own in features.items():
+        _check_rows(own, data.virus(drawn[split]), split)
+    valid = _rows(features["valid"], data.virus(drawn["valid"]))
+    return drawn["train"], features["train"], valid
 
 
 def _told(rows: Rows, found: Fit) -> dict[str, Any]:

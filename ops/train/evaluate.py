@@ -104,7 +104,7 @@ def by_group(tests: TestSet, score: Floats) -> list[dict[str, Any]]:
             {
                 "group": group,
                 "class": "virus" if virus else "other",
-                "seen_in_training": seen,
+                "seen": seen,
                 "genomes": len(np.unique(tests.genome[own])),
                 "fragments": int(own.sum()),
                 "scored": int(mine.sum()),

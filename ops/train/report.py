@@ -12,8 +12,8 @@ MODELS = {
     "kmer": "6-mer logistic regression",
 }
 SIDES = {
-    "unseen_groups": "Groups never seen in training",
-    "seen_groups": "Groups seen in training (other genomes of them)",
+    "unseen_groups": "Groups never seen, neither in training nor in validation",
+    "seen_groups": "Groups seen (other genomes of them)",
 }
 
 
@@ -136,7 +136,7 @@ def _groups(report: dict[str, Any]) -> str:
         (
             row["group"],
             row["class"],
-            "yes" if row["seen_in_training"] else "no",
+            "yes" if row["seen"] else "no",
             row["genomes"],
             f"{row['scored']} of {row['fragments']}",
             _plain(row["called_right"]),

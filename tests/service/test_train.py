@@ -72,7 +72,7 @@ def test_a_classifier_is_trained_reported_and_used(shell: Shell, genomes: list[o
     }
     assert set(report["training"]["frames"]) == {"all", "longest"}
     text = (folder / "report.md").read_text()
-    assert "## Groups never seen in training" in text
+    assert "## Groups never seen" in text
     assert f"{cell['both']['auroc'][0]:.3f}" in text
     # And it can be used with its encoders, and with no others
     out = shell.folder / "out"
