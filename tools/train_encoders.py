@@ -43,8 +43,10 @@ from tools.genomes import HELD_OUT_VALID, Genome, digest, read_genomes
 
 Batch = dict[str, Tensor]
 
-ESM_MASK, DNA_MASK = 32, 4
-ESM_MASKED, DNA_MASKED = 20, 12  # positions of each masked row
+KEYS = ("esm", "dna")
+#: The mask's token, and how many places of a masked row it takes.
+MASK = {"esm": 32, "dna": 4}
+MASKED = {"esm": 20, "dna": 12}
 #: Fragments as they come: whole chunks of 500 bases, last chunks, reads.
 SHAPES = {"long": Shape(301, 500, 0.75, 168, 120), "short": Shape(150, 300, 0.5, 104, 80)}
 VALID_LENGTHS = {500: "long", 300: "short"}
@@ -240,47 +242,45 @@ class Run:
 
     def _losses(self, batch: Batch) -> tuple[Tensor, ...]:
         """The losses named in LOSSES; the first is what is minimised."""
-        recipe, model, virus = self.recipe, self.model, batch["virus"]
-        half = len(virus) // 2 if recipe.mask_weight else 0
-        tokens = {"esm": batch["esm"], "dna": batch["dna"]}
-        places = {}
-        if half:
-            for key, count, mask, first, stop in (
-                ("esm", ESM_MASKED, ESM_MASK, FIRST_ESM, STOP_ESM),
-                ("dna", DNA_MASKED, DNA_MASK, FIRST_DNA, VOCABULARY),
-            ):
-                lengths = batch[f"{key}_length"]
-                places[key], tokens[key] = masked(
-                    tokens[key], lengths, half, count, mask, first, stop
-                )
-        if recipe.noise:
-            for key, first, stop in (("esm", FIRST_ESM, STOP_ESM), ("dna", FIRST_DNA, VOCABULARY)):
-                lengths = batch[f"{key}_length"]
-                tokens[key] = noisy(tokens[key], lengths, recipe.noise, first, stop)
-        mask_losses = [torch.zeros((), device=self.device)] * 2
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            esm = training.esm2_hidden(model.esm2, tokens["esm"], batch["esm_length"], recipe.drop)
-            dna = training.dnabert_hidden(
-                model.dnabert, tokens["dna"], batch["dna_length"], recipe.drop
-            )
-            if half:
-                mask_losses = [
-                    mask_loss(model.esm2_mask_head, esm[:half], places["esm"], batch["esm"][:half]),
-                    mask_loss(
-                        model.dnabert_mask_head, dna[:half], places["dna"], batch["dna"][:half]
-                    ),
+        recipe, model = self.recipe, self.model
+        tokens, places = self._spoiled(batch)
+        lengths = {key: batch[f"{key}_length"] for key in KEYS}
+        with self._autocast():
+            esm = training.esm2_hidden(model.esm2, tokens["esm"], lengths["esm"], recipe.drop)
+            dna = training.dnabert_hidden(model.dnabert, tokens["dna"], lengths["dna"], recipe.drop)
+            masks = [torch.zeros((), device=self.device)] * 2
+            if places:
+                masks = [
+                    mask_loss(model.esm2_mask_head, esm, places["esm"], batch["esm"]),
+                    mask_loss(model.dnabert_mask_head, dna, places["dna"], batch["dna"]),
                 ]
-        protein = training.mean_esm2(esm, batch["esm_length"])
-        nucleotide = training.mean_dnabert(dna, batch["dna_length"])
-        target = F.one_hot(virus, 2).float() * (1 - recipe.smoothing) + recipe.smoothing / 2
+        protein = training.mean_esm2(esm, lengths["esm"])
+        nucleotide = training.mean_dnabert(dna, lengths["dna"])
+        hard = F.one_hot(batch["virus"], 2).float()
+        target = hard * (1 - recipe.smoothing) + recipe.smoothing / 2
         joint = F.cross_entropy(model.joint_logits(nucleotide, protein, 0.1), target)
         alone = [
             F.cross_entropy(model.esm2_head(protein), target),
             F.cross_entropy(model.dnabert_head(nucleotide), target),
         ]
-        total = joint + recipe.modality_weight * (alone[0] + alone[1])
-        total = total + recipe.mask_weight * (mask_losses[0] + mask_losses[1])
-        return total, joint, *alone, *mask_losses
+        total = joint + recipe.modality_weight * sum(alone) + recipe.mask_weight * sum(masks)
+        return total, joint, *alone, *masks
+
+    def _spoiled(self, batch: Batch) -> tuple[Batch, Batch]:
+        """The tokens with masks in the first half of the rows and noise in all of them, and the
+        places of the masks; none where the recipe has no masks."""
+        recipe = self.recipe
+        tokens = {key: batch[key] for key in KEYS}
+        places: Batch = {}
+        half = len(batch["virus"]) // 2
+        for key in KEYS if recipe.mask_weight else ():
+            places[key], tokens[key] = masked(tokens[key], batch[f"{key}_length"], half, key)
+        for key in KEYS if recipe.noise else ():
+            tokens[key] = noisy(tokens[key], batch[f"{key}_length"], recipe.noise, key)
+        return tokens, places
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
     def _log(self, step: int, sums: Tensor) -> None:
         values = (sums / LOG_EVERY).tolist()
@@ -321,7 +321,7 @@ class Run:
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """DNABERT-S and ESM-2 embeddings, without noise and dropout."""
         lengths = {key: batch[f"{key}_length"].long() for key in ("esm", "dna")}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with self._autocast():
             esm = training.esm2_hidden(self.model.esm2, batch["esm"].long(), lengths["esm"])
             dna = training.dnabert_hidden(self.model.dnabert, batch["dna"].long(), lengths["dna"])
         return training.mean_dnabert(dna, lengths["dna"]), training.mean_esm2(esm, lengths["esm"])
@@ -374,31 +374,36 @@ def on_device(pool: Pool, device: torch.device) -> Batch:
     return {name: torch.from_numpy(column).to(device) for name, column in columns.items()}
 
 
-def masked(
-    tokens: Tensor, lengths: Tensor, rows: int, count: int, mask: int, first: int, stop: int
-) -> tuple[Tensor, Tensor]:
-    """Hides `count` inner tokens of each of the first rows: 80 % masked, 10 % random, 10 % as they
-    are. Returns their places (rows, count) and the new tokens of all rows."""
+def bases_of(key: str) -> tuple[int, int]:
+    """First token that stands for letters, and one past the last."""
+    return (FIRST_ESM, STOP_ESM) if key == "esm" else (FIRST_DNA, VOCABULARY)
+
+
+def masked(tokens: Tensor, lengths: Tensor, rows: int, key: str) -> tuple[Tensor, Tensor]:
+    """Hides MASKED[key] inner tokens of each of the first rows: 80 % masked, 10 % random, 10 % as
+    they are. Returns their places (rows, count) and the new tokens of all rows."""
     head = tokens[:rows]
     scores = torch.rand(head.shape, device=tokens.device)
     scores = scores.masked_fill(~inner(head, lengths[:rows]), -1.0)
-    where = scores.topk(count, dim=1).indices
+    where = scores.topk(MASKED[key], dim=1).indices
     kind = torch.rand(where.shape, device=tokens.device)
-    random = torch.randint(first, stop, where.shape, device=tokens.device)
+    random = torch.randint(*bases_of(key), where.shape, device=tokens.device)
     old = head.gather(1, where)
-    new = torch.where(kind < 0.8, mask, torch.where(kind < 0.9, random, old))
+    new = torch.where(kind < 0.8, MASK[key], torch.where(kind < 0.9, random, old))
     return where, torch.cat([head.scatter(1, where, new), tokens[rows:]])
 
 
 def mask_loss(head: torch.nn.Linear, hidden: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
+    """Cross entropy at the masked places (rows, count) of the first rows."""
+    hidden, tokens = hidden[: len(where)], tokens[: len(where)]
     picked = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
     return F.cross_entropy(head(picked).flatten(0, 1).float(), tokens.gather(1, where).flatten())
 
 
-def noisy(tokens: Tensor, lengths: Tensor, rate: float, first: int, stop: int) -> Tensor:
+def noisy(tokens: Tensor, lengths: Tensor, rate: float, key: str) -> Tensor:
     """Replaces that share of the inner tokens by random ones."""
     hit = (torch.rand(tokens.shape, device=tokens.device) < rate) & inner(tokens, lengths)
-    return torch.where(hit, torch.randint(first, stop, tokens.shape, device=tokens.device), tokens)
+    return torch.where(hit, torch.randint_like(tokens, *bases_of(key)), tokens)
 
 
 def inner(tokens: Tensor, lengths: Tensor) -> Tensor:

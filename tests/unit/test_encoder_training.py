@@ -158,17 +158,18 @@ def test_the_rate_rises_stays_and_falls() -> None:
 
 def test_masks_leave_marks_and_other_rows_alone() -> None:
     # Given tokens of rows of different lengths
-    tokens = torch.arange(5, 29).repeat(4, 1)
-    lengths = torch.tensor([24, 12, 24, 12])
+    tokens = torch.arange(5, 45).repeat(4, 1) % 20 + 5
+    lengths = torch.tensor([40, 30, 40, 30])
     torch.manual_seed(0)
-    # When half of the rows are masked at 6 places
-    where, new = train_encoders.masked(tokens, lengths, 2, 6, 99, 5, 24)
+    # When half of the rows are masked
+    where, new = train_encoders.masked(tokens, lengths, 2, "dna")
     # Then places are inside the sequence, and all else is as it was
-    assert where.shape == (2, 6)
+    assert where.shape == (2, 12)
     assert (where >= 1).all()
     assert (where.max(1).values < lengths[:2] - 1).all()
     assert (new[2:] == tokens[2:]).all()
     changed = new[:2] != tokens[:2]
+    assert (new == 4).any()
     assert changed.any()
     assert not changed.scatter(1, where, False).any()
 
