@@ -302,7 +302,7 @@ class ManyValues(click.Command):
     help="Table of id, group (family, phylum) and, if you have them, split (train, valid, test).",
 )
 @click.option("--models", "encoders", help="esm2=NAME,dnabert-s=NAME; default: those in use.")
-@click.option("--chunk-length", type=click.IntRange(min=3), default=500, show_default=True)
+@click.option("--chunk-length", type=click.IntRange(min=150), default=500, show_default=True)
 @click.option("--fragments", type=click.IntRange(min=100), default=40_000, show_default=True)
 @click.option(
     "--test-fragments",

@@ -137,8 +137,6 @@ def _check_request(request: TrainRequest, folder: Path) -> None:
         )
     if folder.exists():
         raise OutputError(f"{folder} exists already; choose another --name or remove it")
-    if request.chunk_length < SHORTEST_TRAINED:
-        raise UsageError(f"--chunk-length must be at least {SHORTEST_TRAINED} bases to be trained")
 
 
 def _tell(console: Console, message: str) -> None:

@@ -79,8 +79,12 @@ def find_model(name_or_path: str | Path, kind: str, search: Sequence[Path] = ())
         )
     card = read_card(folder)
     if card.kind != kind:
-        raise ConfigError(f"{folder} holds a model of kind {card.kind}, where {kind} is needed")
+        raise _wrong_kind(card, kind)
     return card
+
+
+def _wrong_kind(card: ModelCard, kind: str) -> ConfigError:
+    return ConfigError(f"{card.path} holds a model of kind {card.kind}, where {kind} is needed")
 
 
 def _find_folder(name: str, search: Sequence[Path]) -> Path | None:
@@ -196,6 +200,9 @@ def check_fit(
     classifier: ModelCard, dnabert: ModelCard, esm2: ModelCard, chunk_length: int | None = None
 ) -> None:
     """ConfigError unless the classifier was made for these models (and chunks of that length)."""
+    for kind, card in (("esm2", esm2), ("dnabert", dnabert), ("classifier", classifier)):
+        if card.kind != kind:
+            raise _wrong_kind(card, kind)
     if classifier.input_widths != (dnabert.width, esm2.width):
         wanted = classifier.input_widths or ("?", "?")
         raise ConfigError(

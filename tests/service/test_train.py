@@ -118,7 +118,7 @@ def test_bad_trainings_are_refused_before_any_work(shell: Shell, genomes: list[o
     told(65, "virus0 (virus, train) and virus4 (virus, test) are the same genome", given=swapped)
     told(78, "no esm2 model named nope", more=("--models", "esm2=nope"))
     told(64, "give esm2=NAME,dnabert-s=NAME", more=("--models", "bert=x"))
-    told(64, "--chunk-length must be at least 150", more=("--chunk-length", 100))
+    told(64, "--chunk-length", "100 is not in the range x>=150", more=("--chunk-length", 100))
     told(66, "gone.fa cannot be read", given=["--virus", "gone.fa", *genomes[2:]])
     told(78, "use letters, digits", more=("--name", "a/b"))
 
