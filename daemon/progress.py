@@ -70,8 +70,11 @@ class Progress:
             self.console.print(f"vnp: {line}", highlight=False, soft_wrap=True)
 
 
-def print_result(out: Path, console: Console, trained: bool) -> None:
-    """What became of the records (at most MAX_ROWS of them), and the files written."""
+def print_result(out: Path, console: Console, trained: bool, worth: str = "") -> None:
+    """What became of the records (at most MAX_ROWS of them), and the files written.
+
+    worth: what is known of the classifier, in one line.
+    """
     is_virus_job = (out / "chunks.tsv").exists()
     with (out / "sequences.tsv").open(newline="", encoding="utf-8") as stream:
         rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -85,6 +88,8 @@ def print_result(out: Path, console: Console, trained: bool) -> None:
     if hidden := counts.total() - len(shown):
         _print(console, f"... and {hidden:,} more in {out / 'sequences.tsv'}")
     _print(console, _totals(counts, is_virus_job))
+    if worth:
+        _print(console, worth)
     if not trained:
         _print(
             console,

@@ -74,7 +74,10 @@ def _run(config: Config, request: JobRequest, console: Console, as_json: bool) -
     if as_json:
         click.echo(json.dumps({"id": job, "state": outcome.state, "out": str(request.out_path)}))
     else:
-        print_result(request.out_path, Console(), spec.identity.trained)
+        caller = config.cards["classifier"]
+        told = caller.note and spec.identity.classifier == caller.digest
+        worth = f"calls by {caller.name}: {caller.note}" if told else ""
+        print_result(request.out_path, Console(), spec.identity.trained, worth)
     return outcome.exit_code
 
 

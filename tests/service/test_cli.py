@@ -209,6 +209,7 @@ def test_run_prints_calls_and_says_done_the_second_time(shell: Shell) -> None:
     assert "NC_001422.1" in done.stdout
     assert "1 record: " in done.stdout
     assert "UNTRAINED" not in done.stdout
+    assert "calls by vnp-small-classifier: AUROC 0.85 for 500 bp of unseen groups" in done.stdout
     assert "virus" in next(line for line in done.stdout.splitlines() if "NC_001422.1" in line)
     for name in ("sequences.tsv", "chunks.tsv", "run.json", "shards"):
         assert f"  {name} " in done.stdout
