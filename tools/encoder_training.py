@@ -134,7 +134,7 @@ class Trainee(nn.Module):
         self.dnabert_mask_head = nn.Linear(dnabert.width, dnabert.vocab)
 
     def reset(self, seed: int) -> None:
-        """Seeded weights: embeddings of 0.02 (DNABERT-2) and 1 / sqrt(width), linears Xavier."""
+        """Seeded weights: embeddings normal with 1 / sqrt(width), linears Xavier, biases zero."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             self.dnabert.token_type.zero_()
