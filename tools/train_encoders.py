@@ -3,8 +3,8 @@
     python -m tools.train_encoders GENOMES --size w64 --out DIR
 
 Both encoders and an MLP over their mean embeddings learn to tell viruses from the rest, frame by
-frame; each encoder has a linear head of its own beside, so that neither leans on the other. Every
-CHECK_EVERY steps a moving average of the weights is measured on whole groups kept out of training;
+frame; each encoder has a linear head of its own beside, so that neither leans on the other. At
+every check a moving average of the weights is measured on whole groups kept out of training;
 the best average is kept, and without a better one for PATIENCE checks the training ends.
 
 Deterministic given genomes, size, seed, device and versions. DIR gets a model folder for each
@@ -19,7 +19,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ VALID_PER_GROUP = 400
 VOCABULARY = 4096
 BPE_FRAGMENTS = 40_000
 HIDDEN = 256
-CHECK_EVERY, PATIENCE = 1_000, 3
+PATIENCE = 3
 LOG_EVERY = 200
 #: What the batch norm's statistics of averaged weights are taken from.
 NORM_BATCHES, NORM_ROWS = 16, 1_024
@@ -70,7 +70,7 @@ class Recipe:
     rows: of a batch of long fragments; short ones make batches of as many tokens. noise: share of
     tokens replaced at random. mask_weight: of the masked-token losses, which see half of the rows.
     average: of the moving average of the weights. steps: where the learning rate would reach its
-    lowest.
+    lowest. check_every: steps between two measurements on the groups kept out.
     """
 
     steps: int
@@ -87,6 +87,7 @@ class Recipe:
     average: float = 0.999
     share_long: float = 0.65
     fragments: int = 2_500_000
+    check_every: int = 1_000
 
 
 @dataclass(frozen=True)
@@ -128,16 +129,28 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="w64")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="of the recipe")
     arguments = parser.parse_args()
     deterministic()
     genomes = read_genomes(arguments.genomes, ("train", "valid"))
     train = [genome for genome in genomes if genome.split == "train"]
     valid = [genome for genome in genomes if genome.note == HELD_OUT_VALID]
-    size = SIZES[arguments.size]
+    size = changed(SIZES[arguments.size], arguments.set)
     pools = make_pools(train, valid, arguments.out, size.recipe)
     run = Run(size, pools, torch.device(arguments.device))
     run.train()
     write(run, arguments.out, {"train": digest(train), "valid": digest(valid)})
+
+
+def changed(size: Size, settings: Sequence[str]) -> Size:
+    """The size with other values in its recipe, each as NAME=VALUE."""
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in asdict(size.recipe):
+            raise SystemExit(f"train_encoders: no setting {name!r}; see class Recipe")
+        values[name] = type(getattr(size.recipe, name))(float(value))
+    return replace(size, recipe=replace(size.recipe, **values))
 
 
 def deterministic() -> None:
@@ -217,9 +230,9 @@ class Run:
                 sums += torch.stack([loss.detach() for loss in losses])
             if (step + 1) % LOG_EVERY == 0:
                 self._log(step + 1, sums)
-            if (step + 1) % CHECK_EVERY == 0 or step + 1 == recipe.steps:
+            if (step + 1) % recipe.check_every == 0 or step + 1 == recipe.steps:
                 self._check(step + 1, params, average)
-                if step + 1 - self.best_step >= PATIENCE * CHECK_EVERY:
+                if step + 1 - self.best_step >= PATIENCE * recipe.check_every:
                     break
         self.seconds = time.monotonic() - started
 

@@ -115,7 +115,6 @@ def test_pools_hold_every_frame_once(tmp_path: Path) -> None:
 def test_a_training_repeats_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a small recipe with masks and noise, on the CPU, and a seed
     monkeypatch.setattr(train_encoders, "VOCABULARY", 300)
-    monkeypatch.setattr(train_encoders, "CHECK_EVERY", 6)
     monkeypatch.setattr(train_encoders, "LOG_EVERY", 3)
     monkeypatch.setattr(train_encoders, "NORM_ROWS", 16)
     monkeypatch.setattr(train_encoders, "VALID_PER_GROUP", 20)
@@ -129,6 +128,7 @@ def test_a_training_repeats_to_the_bit(tmp_path: Path, monkeypatch: pytest.Monke
         rows=32,
         fragments=600,
         mask_weight=0.1,
+        check_every=6,
     )
     size = train_encoders.Size(ESM2, DNABERT, recipe)
     genomes = made_up_genomes()
@@ -148,6 +148,15 @@ def test_a_training_repeats_to_the_bit(tmp_path: Path, monkeypatch: pytest.Monke
         digests.append([card.digest for card in cards])
     # And the weights are the same to the bit
     assert digests[0] == digests[1]
+
+
+def test_settings_change_the_recipe_alone() -> None:
+    size = train_encoders.SIZES["w64"]
+    other = train_encoders.changed(size, ["steps=600", "noise=0.2"])
+    assert other == replace(size, recipe=replace(size.recipe, steps=600, noise=0.2))
+    assert isinstance(other.recipe.steps, int)
+    with pytest.raises(SystemExit, match="no setting 'step'"):
+        train_encoders.changed(size, ["step=600"])
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
