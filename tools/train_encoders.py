@@ -58,7 +58,7 @@ PATIENCE = 3
 LOG_EVERY = 200
 #: What the batch norm's statistics of averaged weights are taken from.
 NORM_BATCHES, NORM_ROWS = 16, 1_024
-#: The learning rate stays until this step, then falls along a cosine.
+#: The learning rate stays until this step, or a third of them all, then falls along a cosine.
 FALLS_FROM = 800
 LOSSES = ("loss", "joint", "esm2", "dnabert", "esm2_mask", "dnabert_mask")
 
@@ -362,7 +362,8 @@ def _total(check: dict[str, float]) -> float:
 
 def rate_factor(step: int, recipe: Recipe) -> float:
     """Of the learning rate: up, level, then down a cosine to a fiftieth."""
-    past = max(0.0, (step - FALLS_FROM) / max(1, recipe.steps - FALLS_FROM))
+    first = min(FALLS_FROM, recipe.steps // 3)
+    past = max(0.0, (step - first) / (recipe.steps - first))
     return min(1.0, (step + 1) / recipe.warmup) * (0.49 * (1 + float(np.cos(np.pi * past))) + 0.02)
 
 

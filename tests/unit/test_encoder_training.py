@@ -163,6 +163,9 @@ def test_the_rate_rises_stays_and_falls() -> None:
     recipe = replace(train_encoders.SIZES["w64"].recipe, steps=2_800, warmup=100)
     factors = [train_encoders.rate_factor(step, recipe) for step in (0, 99, 800, 1_800, 2_800)]
     assert factors == pytest.approx([0.01, 1.0, 1.0, 0.51, 0.02])
+    # And a short training ends as low
+    short = replace(recipe, steps=600)
+    assert [train_encoders.rate_factor(s, short) for s in (200, 600)] == pytest.approx([1.0, 0.02])
 
 
 def test_masks_leave_marks_and_other_rows_alone() -> None:
