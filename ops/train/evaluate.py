@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ops.classifier import Classifier, classify
 from ops.nouns import F32, I64
 from ops.train.features import Features
+from ops.train.labelled import Genome
 from ops.train.metrics import Bools, Floats, auroc, measure, reliability
 
 
@@ -119,7 +120,7 @@ def _mean(values: Bools) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def counts(genomes: Sequence[Any]) -> dict[str, dict[str, dict[str, int]]]:
+def counts(genomes: Sequence[Genome]) -> dict[str, dict[str, dict[str, int]]]:
     """Genomes, groups and bases by split and class."""
     table: dict[str, dict[str, dict[str, int]]] = {}
     for split in ("train", "valid", "test"):
