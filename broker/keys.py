@@ -7,7 +7,7 @@ several of them on a cluster too.
 | {ns}:batches           | stream | packed batches, group gpus                                   |
 | {ns}:results           | stream | accounts and results, group writers                          |
 | {ns}:open              | hash   | "JOB/SHARD" -> "CHARGE NONCE" of issued, uncommitted shards  |
-| {ns}:incarnation       | string | random mark; gone or changed when Redis has lost its memory  |
+| {ns}:incarnation       | string | mark of the last issue: tells lost or older memory of Redis   |
 | {ns}:activity          | string | counter of acknowledgements: somebody is getting on          |
 | {ns}:workers           | hash   | consumer -> "SECONDS JSON": when it said what of itself      |
 | {ns}:dropped:JOB       | string | exists: what is left of the job is not worth doing           |

@@ -95,7 +95,7 @@ class SharedState:
 
     @translated
     def establish_incarnation(self) -> str:
-        """Marks this memory of Redis, unless it is marked; returns the mark."""
+        """Marks this memory of Redis, unless it is marked; returns the mark, see `issue`."""
         self._commands.set(self.keys.incarnation, secrets.token_hex(8), nx=True)
         mark: Any = self._commands.get(self.keys.incarnation)
         return str(mark.decode())
@@ -107,15 +107,25 @@ class SharedState:
         return mark.decode() if mark is not None else None
 
     @translated
-    def issue(self, task: bytes, job: str, shard: int, charge: int) -> None:
+    def issue(self, task: bytes, job: str, shard: int, charge: int) -> str:
         """Publishes a shard's task and notes the shard as open, with its charge in bytes.
 
-        Whoever calls this again publishes the task again. A full server refuses it as a whole. When
-        it raises, the task may have been published all the same.
+        Returns the new mark of this memory of Redis: every issue sets one, so that also a Redis
+        which goes back to an older state of its own shows it. Whoever calls this again publishes
+        the task again. A full server refuses it as a whole. When it raises, the task may have been
+        published all the same.
         """
-        keys = [self.keys.stream(TASKS), self.keys.open, self.keys.dropped(job)]
-        value = f"{charge} {secrets.token_hex(8)}"
-        self._scripts.run("issue", keys, [f"{job}/{shard}", value, task])
+        names = (self.keys.open, self.keys.dropped(job), self.keys.incarnation)
+        mark = secrets.token_hex(8)
+        words: list[str | bytes | int] = [f"{job}/{shard}", f"{charge} {mark}", task, mark]
+        self._scripts.run("issue", [self.keys.stream(TASKS), *names], words)
+        return mark
+
+    @translated
+    def outstanding(self) -> int:
+        """Entries in all streams: work that is waited for, or in somebody's hands."""
+        lengths: list[Any] = [self._commands.xlen(self.keys.stream(name)) for name in GROUPS]
+        return sum(lengths)
 
     @translated
     def open_shards(self) -> dict[tuple[str, int], int]:

@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +202,8 @@ class JobWatch:
         )
         if plan is None or self.store.opened(self.job) is None:
             return base
+        if outcome is None and (reason := self.store.waits_for(self.job)):
+            base = replace(base, message=f"waits: {reason}")
         for line in self._tail.poll():
             self._shards.add(line.shard)
             self._chunks_done += line.chunks if plan.chunks else line.records

@@ -77,7 +77,7 @@ class Config(BaseSettings):
     dnabert: str = DEFAULT_NAMES["dnabert"]
     classifier: str = DEFAULT_NAMES["classifier"]
     device: str = "cpu"
-    """cpu, cuda:N, or several of the latter with commas: one gpu worker each."""
+    """cpu, cuda:N, or several with commas: one gpu worker each."""
     dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8"] = "auto"
     attention: Literal["auto", "grouped", "padded", "varlen", "plain"] = "auto"
     compile: bool = True
@@ -108,8 +108,9 @@ class Config(BaseSettings):
         for name in names:
             if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
                 raise ValueError(f"{name!r} is not cpu, cuda or cuda:N")
-        if len(names) > 1 and (len(set(names)) < len(names) or "cpu" in names):
-            raise ValueError("several devices must be different cuda:N")
+        of_gpus = "cpu" not in names and len(set(names)) == len(names)
+        if len(names) > 1 and set(names) != {"cpu"} and not of_gpus:
+            raise ValueError("several devices must be different cuda:N, or cpu as often as wanted")
         return value
 
     @field_validator("roles")
@@ -124,7 +125,7 @@ class Config(BaseSettings):
     def _consistent(self) -> Config:
         if self.max_tokens > min(self.esm_budget, self.dna_budget):
             raise ValueError("max_tokens must fit into esm_budget and dna_budget")
-        if self.dtype == "fp8" and self.device == "cpu":
+        if self.dtype == "fp8" and self.devices[0] == "cpu":
             raise ValueError("dtype fp8 needs a GPU; use fp32 on the cpu")
         return self
 
@@ -140,7 +141,7 @@ class Config(BaseSettings):
     def resolved_dtype(self) -> str:
         if self.dtype != "auto":
             return self.dtype
-        return "fp32" if self.device == "cpu" else "bf16"
+        return "fp32" if self.devices[0] == "cpu" else "bf16"
 
     def identity(
         self,
@@ -232,10 +233,18 @@ class Config(BaseSettings):
             window_shards=self.window_shards,
             window_bytes=self.window_bytes,
             heartbeat_s=self.heartbeat_s,
-            threads=self.threads,
+            threads=self.threads or self._threads_of_one,
             log_file=str(self.log_path.absolute()),
             log_level=self.log_level,
         )
+
+    @property
+    def _threads_of_one(self) -> int:
+        """Of one of several gpu workers on the CPU: a power of two; 0, its own choice, else."""
+        workers = len(self.devices)
+        if workers == 1 or self.devices[0] != "cpu":
+            return 0
+        return 1 << (max(1, cores() // workers).bit_length() - 1)
 
     @property
     def served_settings(self) -> dict[str, Any]:

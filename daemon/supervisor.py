@@ -131,10 +131,12 @@ class Child:
         now = time.monotonic()
         if now - self.started_at > HEALTHY_AFTER_S:
             self.pause_s = FIRST_PAUSE_S
-        if code != EX_TEMPFAIL:  # it did not fail: it asks for a fresh process in its place
+        attributed = -code in ATTRIBUTED
+        # A batch that kills its worker gets smaller each time, and one that asks for a fresh
+        # process has said why: neither goes on for ever.
+        if code != EX_TEMPFAIL and not (attributed and self.ready):
             self.start_at = now + self.pause_s
             self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
-        attributed = -code in ATTRIBUTED
         self.predecessor_signal = signal.Signals(-code).name if attributed else ""
         self._count_failed_start(code)
         self.process = None

@@ -20,6 +20,8 @@ from ops.errors import OutputError, PermissionDeniedError, VnpError
 
 #: What a lock that is held, or a file system without locks, answers.
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+#: What a file system without hard links answers.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def fsync_dir(path: Path) -> None:
@@ -87,6 +89,17 @@ def create_exclusive(path: Path, data: bytes) -> bool:
     return True
 
 
+def write_new(path: Path, data: bytes) -> bool:
+    """Like create_exclusive; where the file system has no links, like write_atomic."""
+    try:
+        return create_exclusive(path, data)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    write_atomic(path, data)
+    return True
+
+
 def remove_durably(path: Path) -> None:
     """Removes a file if it is there, durably."""
     path.unlink(missing_ok=True)
@@ -120,7 +133,13 @@ def append_line(descriptor: int, line: bytes, size: int) -> int:
 
 
 def describe_os_error(error: OSError, path: Path) -> VnpError:
-    """An OSError of writing at `path` as the line that a user reads."""
+    """An OSError of writing at `path` as the line that a user reads; it may pass."""
+    described = _describe(error, path)
+    described.may_pass = True
+    return described
+
+
+def _describe(error: OSError, path: Path) -> VnpError:
     reason = (error.strerror or str(error)).lower()
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionDeniedError(f"{path} cannot be written ({reason}); choose another folder")
@@ -159,7 +178,9 @@ class FileLock:
             if error.errno not in _BUSY:
                 raise OutputError(f"{path} cannot be locked ({error}); use a local disk") from error
             message = busy or f"{path} is held by another process; stop that one first"
-            raise OutputError(f"{message} (held by {holder or 'unknown'})") from error
+            held = OutputError(f"{message} (held by {holder or 'unknown'})")
+            held.may_pass = True
+            raise held from error
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 
 class VnpError(Exception):
-    """Base of all errors that vnp raises on purpose; str(error) is the line a user reads."""
+    """Base of all errors that vnp raises on purpose; str(error) is the line a user reads.
+
+    may_pass: what is wrong may come right by itself (a full disk, a folder that is away), so that
+    who has work in hand had better wait than give it up.
+    """
 
     exit_code = 70
+    may_pass = False
 
 
 class UsageError(VnpError):
@@ -46,6 +51,12 @@ class OutputError(VnpError):
     """The output folder cannot be used: in use, another job's, no space (EX_CANTCREAT)."""
 
     exit_code = 73
+
+
+class FencedError(OutputError):
+    """Another writer has taken the output folder over: nothing that this one does counts."""
+
+    may_pass = True
 
 
 class IdentityError(OutputError):

@@ -16,6 +16,7 @@ from ops.compat import HIGHEST, PREDICTIONS, CompatWriter
 from ops.durable import atomic_file, make_dir
 from ops.errors import CorruptionError
 from ops.identity import Identity
+from ops.manifest import ShardLine
 from ops.shardfile import ShardData, read_shard
 from ops.tables import Counts, TableWriter
 from ops.virusfasta import RecordPiece, write_virus_fasta
@@ -86,6 +87,11 @@ def describe_files(out: Path) -> dict[str, dict[str, Any]]:
         for name in DERIVED
         if (out / name).exists()
     }
+
+
+def is_sound(path: Path, line: ShardLine) -> bool:
+    """True when a shard file has the bytes that its line committed."""
+    return path.is_file() and path.stat().st_size == line.bytes and file_digest(path) == line.sha256
 
 
 def file_digest(path: Path) -> str:

@@ -217,8 +217,13 @@ class JobStore:
         """The epoch of the writer that holds the job's output folder; None: nobody yet."""
         return self._read(job, "open.json", lambda values: int(values["epoch"]))
 
-    def set_open(self, job: str, epoch: int) -> None:
-        write_atomic(self._path(job, "open.json"), _dump({"epoch": epoch}))
+    def waits_for(self, job: str) -> str:
+        """What an open job waits for (a full disk, a folder that is away); empty: for nothing."""
+        return self._read(job, "open.json", lambda values: str(values.get("waits_for", ""))) or ""
+
+    def set_open(self, job: str, epoch: int, waits_for: str = "") -> None:
+        facts = {"epoch": epoch, "waits_for": waits_for}
+        write_atomic(self._path(job, "open.json"), _dump(facts))
 
     def outcome(self, job: str) -> Outcome | None:
         return self._read(job, "done.json", lambda values: Outcome(**values))

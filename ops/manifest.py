@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ops.durable import append_line
-from ops.errors import CorruptionError, IdentityError, OutputError
+from ops.errors import CorruptionError, FencedError, IdentityError
 from ops.identity import Identity
 
 FORMAT = 1
@@ -179,30 +179,36 @@ class ManifestTail:
         self._inode = inode
         self._offset = 0
         self._epoch = 0
-        self._seen: set[int] = set()
+        self.committed: set[int] = set()
 
     def poll(self) -> list[ShardLine]:
-        """Shards committed since the last call. A manifest that was replaced is read anew."""
+        """Shards committed since the last call; `committed` has all of them.
+
+        A manifest that was replaced, or a line that was taken back, is read anew. One that is away
+        for the moment has nothing new.
+        """
         try:
             stat = self.path.stat()
-        except FileNotFoundError:
+            if stat.st_ino != self._inode or stat.st_size < self._offset:
+                self._start_over(stat.st_ino)
+            if stat.st_size == self._offset:
+                return []
+            with self.path.open("rb") as stream:
+                stream.seek(self._offset)
+                return [shard for shard in map(self._take, scan(stream, self.path)) if shard]
+        except OSError:
             return []
-        if stat.st_ino != self._inode or stat.st_size < self._offset:
-            self._start_over(stat.st_ino)
-        if stat.st_size == self._offset:
-            return []
-        with self.path.open("rb") as stream:
-            stream.seek(self._offset)
-            return [shard for shard in map(self._take, scan(stream, self.path)) if shard]
 
     def _take(self, found: tuple[Line, int]) -> ShardLine | None:
         """The same rule as ManifestState.apply, for a reader that keeps numbers only."""
         line, self._offset = found
         if isinstance(line, EpochLine):
             self._epoch = max(self._epoch, line.epoch)
-        if not isinstance(line, ShardLine) or line.epoch != self._epoch or line.shard in self._seen:
+        if not isinstance(line, ShardLine) or line.epoch != self._epoch:
             return None
-        self._seen.add(line.shard)
+        if line.shard in self.committed:
+            return None
+        self.committed.add(line.shard)
         return line
 
 
@@ -212,13 +218,31 @@ class ManifestWriter:
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
         self._size = size
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
 
     def append(self, line: Line) -> None:
-        """Makes a line durable. Raises OSError: nothing was appended; OutputError: not ours now."""
-        if os.fstat(self._descriptor).st_size != self._size:
-            raise OutputError(f"{self.path} was changed by another process; stop that one first")
+        """Makes a line durable. Raises OSError: nothing was appended; FencedError: not ours now."""
+        self.require_ours()
         self._size = append_line(self._descriptor, encode_line(line), self._size)
+
+    def require_ours(self) -> None:
+        """Raises FencedError when somebody else has written here, or OUT is another folder now;
+        OSError when OUT is away."""
+        held = os.fstat(self._descriptor)
+        if (held.st_dev, held.st_ino) != ((found := self.path.stat()).st_dev, found.st_ino):
+            raise FencedError(f"{self.path} was replaced; another run has taken its folder over")
+        if held.st_size > self._size:
+            self._take_back(os.pread(self._descriptor, held.st_size - self._size, self._size))
+        elif held.st_size < self._size:
+            raise FencedError(f"{self.path} was cut by another process; stop that one first")
+
+    def _take_back(self, tail: bytes) -> None:
+        """Removes a torn line of ours that could not be taken back when it failed."""
+        if b"\n" in tail:
+            raise FencedError(
+                f"{self.path} has a newer writer; nothing of this one counts any more"
+            )
+        os.ftruncate(self._descriptor, self._size)
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ops.durable import (
     remove_durably,
     remove_temporary,
     write_atomic,
+    write_new,
 )
 from ops.errors import CorruptionError, IdentityError, InternalError, OutputError
 from ops.finish import (
@@ -34,6 +35,7 @@ from ops.finish import (
     DERIVED,
     ReadRecords,
     describe_files,
+    is_sound,
     read_shards,
     shard_file,
     write_results,
@@ -52,7 +54,7 @@ from ops.manifest import (
     read_manifest,
 )
 from ops.runfile import RUN, describe_run, write_run
-from ops.shardfile import build_shard
+from ops.shardfile import ShardData, build_shard
 from ops.tables import Counts
 
 LOCK = ".lock"
@@ -80,19 +82,33 @@ class Output:
 
     @classmethod
     def open(
-        cls, out: Path, spec: JobSpec, plan: Plan, *, force: bool = False, node: str = ""
+        cls,
+        out: Path,
+        spec: JobSpec,
+        plan: Plan,
+        *,
+        force: bool = False,
+        again: bool = False,
+        node: str = "",
+        check: Callable[[], None] = lambda: None,
     ) -> Output:
         """Takes OUT, repairs what a crash has left, and starts a new epoch.
 
-        force: whatever the folder holds of an earlier job is removed first. Raises OutputError (in
-        use, not writable, too little space), IdentityError (results of another job; nothing is
-        touched), CorruptionError (a committed shard is gone, the manifest is damaged).
+        force: whatever the folder holds of an earlier job is removed first. again: the job has held
+        OUT before, so its manifest must be there. check is called between two files; what it raises
+        ends the opening. Raises OutputError (in use, not writable, too little space, away),
+        IdentityError (results of another job; nothing is touched), CorruptionError (a committed
+        shard is gone or damaged, the manifest is damaged).
         """
         try:
+            if again:
+                _require_there(out)
             make_dir(out)
             lock = FileLock(out / LOCK, f"{out} is in use by another run; choose another --out")
             try:
-                return cls._open_locked(out, spec, plan, lock, force, node)
+                if force:
+                    clear(out)
+                return cls._open_locked(out, spec, plan, lock, node, check)
             except BaseException:
                 lock.release()
                 raise
@@ -101,11 +117,15 @@ class Output:
 
     @classmethod
     def _open_locked(
-        cls, out: Path, spec: JobSpec, plan: Plan, lock: FileLock, force: bool, node: str
+        cls,
+        out: Path,
+        spec: JobSpec,
+        plan: Plan,
+        lock: FileLock,
+        node: str,
+        check: Callable[[], None],
     ) -> Output:
-        if force:
-            clear(out)
-        state = recover(out, _header(spec, plan))
+        state = recover(out, _header(spec, plan), check)
         make_dir(out / "shards")
         share = 1 - len(state.shards) / plan.shards if plan.shards else 1.0
         require_free_disk(out, int(share * estimate_bytes(spec, plan)))
@@ -143,7 +163,8 @@ class Output:
         """Makes a complete shard durable; when this returns, its messages may be forgotten.
 
         Raises OSError when the disk does not take it (nothing is committed; try again later),
-        IdentityError for rows of other numerics in a job with same_numerics.
+        FencedError when OUT is somebody else's by now, IdentityError for rows of other numerics in
+        a job with same_numerics.
         """
         account, rows = gather.account, gather.rows()
         assert 0 <= account.shard < self.num_shards, f"the job has no shard {account.shard}"
@@ -163,11 +184,19 @@ class Output:
             numerics=gather.numerics,
             epoch=self.epoch,
         )
-        write_atomic(self.out / line.file, image)
+        self._publish(self.out / line.file, image)
         self._manifest.append(line)
         self.committed.add(account.shard)
         self.numerics.update(gather.numerics)
         return line
+
+    def _publish(self, path: Path, image: bytes) -> None:
+        """Writes a shard file. One that is there already was left by a writer that has lost OUT; a
+        writer that wakes late, in its turn, must not replace what its successor has committed."""
+        self._manifest.require_ours()
+        if not write_new(path, image):
+            self._manifest.require_ours()
+            write_atomic(path, image)
 
     def _check_numerics(self, numerics: tuple[str, ...]) -> None:
         seen = self.numerics | set(numerics)
@@ -177,15 +206,23 @@ class Output:
                 "with the same kind of device and versions, or without --same-numerics"
             )
 
-    def finish(self, read_records: ReadRecords, facts: Mapping[str, Any] | None = None) -> Counts:
+    def finish(
+        self,
+        read_records: ReadRecords,
+        facts: Mapping[str, Any] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Counts:
         """Writes the tables, then run.json with state "finished"; returns what they hold.
 
-        read_records reads the input again, for the sequences called virus; facts go into run.json.
-        Raises CorruptionError, DataError (the input has changed), OutputError.
+        read_records reads the input again, for the sequences called virus; facts go into run.json;
+        check is called between two shards, and what it raises ends the work, which can be done
+        again. Raises CorruptionError, DataError (the input has changed), OutputError.
         """
         assert self.is_complete, "some shards are not committed"
-        shards = read_shards(self.out, self.num_shards, self._identity)
+        shards = _checked(read_shards(self.out, self.num_shards, self._identity), check)
         try:
+            for folder in (self.out, self.out / "shards", self.out / COMPAT):
+                remove_temporary(folder)
             counts = write_results(
                 self.out,
                 shards,
@@ -208,6 +245,19 @@ class Output:
         """Gives OUT back; a second call does nothing."""
         self._manifest.close()
         self._lock.release()
+
+
+def _require_there(out: Path) -> None:
+    if not (out / MANIFEST).exists():
+        error = OutputError(f"{out} is gone, or away; put it back, or cancel and submit anew")
+        error.may_pass = True
+        raise error
+
+
+def _checked(shards: Iterator[ShardData], check: Callable[[], None]) -> Iterator[ShardData]:
+    for shard in shards:
+        check()
+        yield shard
 
 
 def _header(spec: JobSpec, plan: Plan) -> HeaderLine:
@@ -234,7 +284,7 @@ def clear(out: Path) -> None:
     _remove_shards(out, keep=set())
 
 
-def recover(out: Path, ours: HeaderLine) -> ManifestState:
+def recover(out: Path, ours: HeaderLine, check: Callable[[], None] = lambda: None) -> ManifestState:
     """Brings OUT back to what its manifest says, and the manifest to its last whole line.
 
     Doing it twice changes nothing more. Raises IdentityError before anything is touched.
@@ -249,7 +299,7 @@ def recover(out: Path, ours: HeaderLine) -> ManifestState:
         state = read_manifest(out / MANIFEST)
     else:
         _require_same_job(state.header, ours, out)
-        _require_shards(out, state)
+        _require_shards(out, state, check)
     if state.torn_bytes:
         with (out / MANIFEST).open("r+b") as stream:
             stream.truncate(state.good_bytes)
@@ -282,13 +332,15 @@ def _require_same_job(theirs: HeaderLine, ours: HeaderLine, out: Path) -> None:
         raise mismatch(out, differences)
 
 
-def _require_shards(out: Path, state: ManifestState) -> None:
+def _require_shards(out: Path, state: ManifestState, check: Callable[[], None]) -> None:
+    """Every committed shard has the bytes that were committed; reading them all is the price."""
     for line in state.shards.values():
+        check()
         path = out / line.file
-        if not path.is_file() or path.stat().st_size != line.bytes:
+        if not is_sound(path, line):
             raise CorruptionError(
-                f"{path} is missing or damaged, though it was committed; restore it, or compute "
-                "all anew with --force"
+                f"{path} is missing or damaged, though it was committed; restore it, or "
+                f"`vnp verify --repair {out}` computes it anew"
             )
 
 
@@ -319,10 +371,12 @@ def require_free_disk(out: Path, need_bytes: int) -> None:
     """Raises OutputError when the file system of `out` has less than need_bytes left."""
     free = free_bytes(out)
     if free < need_bytes:
-        raise OutputError(
+        error = OutputError(
             f"{out} needs about {size_in_words(need_bytes)} and has {size_in_words(free)} free; "
             "free some, or choose another --out"
         )
+        error.may_pass = True
+        raise error
 
 
 def size_in_words(num_bytes: float) -> str:

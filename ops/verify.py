@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ops.errors import CorruptionError, NoInputError, VnpError
-from ops.finish import CHUNKS, SEQUENCES, VIRUSES, file_digest
+from ops.finish import CHUNKS, SEQUENCES, VIRUSES, file_digest, is_sound
 from ops.gather import row_keys
 from ops.manifest import MANIFEST, HeaderLine, ManifestState, ShardLine, read_manifest
 from ops.runfile import RUN, read_run
@@ -101,7 +101,7 @@ def _check_shard(
     try:
         if not path.is_file():
             raise CorruptionError(f"{path} is missing, though it was committed")
-        if path.stat().st_size != line.bytes or file_digest(path) != line.sha256:
+        if not is_sound(path, line):
             raise CorruptionError(f"{path} is damaged: its bytes are not those that were committed")
         shard = read_shard(path)
         wrong = [what for what, holds in _facts(shard, line, header).items() if not holds()]

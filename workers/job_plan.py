@@ -79,7 +79,7 @@ class JobPlan:
         if self._tail is None:
             return []
         new = [line.shard for line in self._tail.poll()]
-        self.committed.update(new)
+        self.committed = self._tail.committed
         return [shard for shard in new if self.open.pop(shard, None) is not None]
 
     def next_task(self) -> ShardTask | None:

@@ -28,6 +28,8 @@ READY_FD = "VNP_READY_FD"
 SLOT = "VNP_SLOT"
 PREDECESSOR_SIGNAL = "VNP_PREDECESSOR_SIGNAL"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+#: What a progress bar that is not ended in order leaves undone.
+SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class Worker(Protocol):
@@ -39,7 +41,10 @@ class Worker(Protocol):
 
 
 class StopFlag:
-    """Raised by SIGTERM and SIGINT; the handler does nothing else, so it is safe anywhere."""
+    """Raised by SIGTERM and SIGINT; a second one ends the process, and its children, at once.
+
+    That is as safe as a kill: nothing that counts depends on an orderly end.
+    """
 
     def __init__(self) -> None:
         self.raised = False
@@ -48,6 +53,10 @@ class StopFlag:
         signal.signal(signal.SIGINT, self._raise)
 
     def _raise(self, signum: int, frame: FrameType | None) -> None:
+        if self.raised:
+            if sys.stderr.isatty():
+                os.write(2, SHOW_CURSOR)
+            os._exit(128 + signum)
         self.raised = True
         self.signal = signum
 

@@ -28,6 +28,10 @@ PAUSE_S = 0.05
 SLICE_S = 0.2
 #: Without any progress of the whole service for this long, open shards are issued again; doubles.
 FIRST_DEADLINE_S = 600.0
+#: Inputs whose first reading may be under way at once, each with its open file.
+MAX_READINGS = 8
+#: Between two looks whether anything is left in Redis.
+LOOK_EVERY_S = 1.0
 
 
 class Planner:
@@ -42,6 +46,8 @@ class Planner:
         self.identity = Identity.from_dict(settings.identity)
         self.jobs: dict[str, JobPlan] = {}
         self.incarnation: str | None = None
+        self.turn = 0  # whose input is read on
+        self.next_look = 0.0
         self.last_progress = time.monotonic()
         self.deadline_s = FIRST_DEADLINE_S
         self.next_heartbeat = time.monotonic() + settings.heartbeat_s
@@ -50,11 +56,14 @@ class Planner:
         """One round: jobs come and go, commits are observed, the window is filled again."""
         self._follow_job_files()
         self._check_redis()
+        nothing_left = self._nothing_is_left()
         self._observe_commits()
+        if nothing_left:
+            self._issue_lost_again()
         self._issue_overdue_again()
         self._tell_progress()
-        worked = self._validate_a_slice() or self._fill_window()
-        if not worked:
+        validated, issued = self._validate_a_slice(), self._fill_window()
+        if not validated and not issued:
             time.sleep(PAUSE_S)
 
     def _follow_job_files(self) -> None:
@@ -98,7 +107,8 @@ class Planner:
         self.log.info(f"job.{outcome.state}", message=outcome.message, **{"job.id": job})
 
     def _check_redis(self) -> None:
-        """A Redis without our mark has lost everything: all open shards are due again."""
+        """A Redis without our last mark has lost its memory, or gone back to an older one: what it
+        still holds as open goes on, every other missing shard is due again."""
         known = self.broker.incarnation()
         if known is not None and known == self.incarnation:
             return
@@ -123,6 +133,25 @@ class Planner:
                 self.last_progress = time.monotonic()
                 self.deadline_s = FIRST_DEADLINE_S
 
+    def _nothing_is_left(self) -> bool:
+        """True when shards are open and no stream holds anything of them; asked once a second."""
+        if time.monotonic() < self.next_look or not any(job.open for job in self.jobs.values()):
+            return False
+        self.next_look = time.monotonic() + LOOK_EVERY_S
+        return self.broker.outstanding() == 0
+
+    def _issue_lost_again(self) -> None:
+        """A shard's entries are acknowledged after its commit only. So what was open when nothing
+        was left, and is not committed now, was lost (evicted or deleted by somebody)."""
+        for job in self.jobs.values():
+            if job.open:
+                self._tell_again("shard.lost", job)
+                job.reset({})
+
+    def _tell_again(self, event: str, job: JobPlan) -> None:
+        message = f"{len(job.open)} open shards are issued again"
+        self.log.warning(event, message=message, **{"job.id": job.id})
+
     def _issue_overdue_again(self) -> None:
         stale = time.monotonic() - max(self.last_progress, self.broker.last_activity())
         if stale < self.deadline_s or not any(job.open for job in self.jobs.values()):
@@ -130,18 +159,19 @@ class Planner:
         self.last_progress = time.monotonic()
         self.deadline_s *= 2
         for job in self.jobs.values():
-            self.log.warning(
-                "shard.overdue",
-                message=f"{len(job.open)} open shards are issued again",
-                **{"job.id": job.id},
-            )
+            self._tell_again("shard.overdue", job)
             job.reset({})
 
     def _validate_a_slice(self) -> bool:
-        """Goes on with the first reading of one input; True when there was one."""
-        job = next((job for job in self.jobs.values() if job.needs_plan), None)
-        if job is None:
+        """Goes on with the first reading of one job's input, each in its turn; True: there was one.
+
+        So that a job of ten records does not wait until a million are read.
+        """
+        waiting = [job for job in self.jobs.values() if job.needs_plan][:MAX_READINGS]
+        if not waiting:
             return False
+        self.turn += 1
+        job = waiting[self.turn % len(waiting)]
         try:
             job.validate(SLICE_S)
         except VnpError as error:
@@ -184,7 +214,7 @@ class Planner:
     def _issue(self, job: JobPlan, task: ShardTask) -> None:
         charge = worst_case_bytes(task, self.settings)
         try:
-            self.broker.issue(encode(task), job.id, task.shard, charge)
+            self.incarnation = self.broker.issue(encode(task), job.id, task.shard, charge)
         except UnavailableError:
             job.reset(job.open)  # the task is gone from the stream of tasks: cut it again
             raise

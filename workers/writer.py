@@ -4,8 +4,10 @@ Only this process writes into output folders. An entry of the results stream is 
 the shard it belongs to stands in the manifest, never before: what the writer holds in memory is
 always still in Redis, and what is not in Redis any more is issued again by the planner.
 
-Commits run in one thread of their own, one after another, while the next shards are gathered; all
-else happens in the main thread.
+The main thread takes and gathers. Commits run one after another in a thread of their own; so does
+what may take minutes, opening a folder (its shards are read and checked) and writing its tables,
+in another. What the file system does not take now is tried again later: a job that has begun waits
+for its disk rather than fail.
 """
 
 from __future__ import annotations
@@ -15,18 +17,20 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from broker.keys import RESULTS
 from broker.lease import LeaseKeeper
 from broker.queue import Broker, Entry
-from ops.durable import FileLock
-from ops.errors import VnpError
+from ops.durable import FileLock, describe_os_error
+from ops.errors import FencedError, UnavailableError, VnpError
 from ops.fasta import Alphabet, Piece, read_inputs
 from ops.gather import ShardGather
-from ops.jobs import JobStore, Outcome
+from ops.jobs import JobSpec, JobStore, Outcome
 from ops.manifest import ShardLine
-from ops.nouns import Account, Batch, BatchResult, JobFailure, ShardTask
+from ops.nouns import Account, Batch, BatchResult, JobFailure, ShardTask, Status
 from ops.output import Output
+from ops.tables import Counts
 from workers.logs import get_log
 from workers.loop import main, read_entry
 from workers.settings import WorkerSettings
@@ -34,14 +38,24 @@ from workers.settings import WorkerSettings
 #: A result may have 24 MB; what is taken at once is held decoded and encoded for a moment.
 TAKE_COUNT = 8
 BLOCK_MS = 200
-#: While a commit is under way, whose end has to be noticed.
-COMMITTING_BLOCK_MS = 10
+#: While work of other threads is under way, whose end has to be noticed.
+BUSY_BLOCK_MS = 10
 #: Between two looks at the job files.
 ADOPT_EVERY_S = 0.1
-#: After a commit that failed (a full disk, say) and before it is tried again.
-RETRY_COMMIT_S = 2.0
+#: Output folders held open at once, each with two files and the shards being gathered.
+MAX_OPEN_JOBS = 64
+#: After something that the file system did not take (a full disk, say) and before the next try.
+RETRY_S = 2.0
+#: What a stop waits for commits that are under way or due; the rest is computed again.
+CLOSE_LIMIT_S = 6.0
 #: Terminal states.
 FINISHED, FAILED = "finished", "failed"
+#: Exit code of a job that is whole, but for rows that the models could not compute.
+EX_SOME_FAILED = 1
+
+
+class _ClosingError(Exception):
+    """The job is given up, or the process ends; what can be done again is left undone."""
 
 
 @dataclass
@@ -51,19 +65,35 @@ class OpenShard:
     gather: ShardGather
     entries: list[str] = field(default_factory=list)
     commit: Future[ShardLine] | None = None
-    retry_at: float = 0.0
 
 
 @dataclass
 class OpenJob:
-    """A job whose output folder this writer holds."""
+    """A job that this writer has taken up; `output` is None until its folder is open."""
 
-    output: Output
+    spec: JobSpec
+    output: Output | None = None
+    opening: Future[Output] | None = None
+    finishing: Future[Counts] | None = None
     shards: dict[int, OpenShard] = field(default_factory=dict)
+    retry_at: float = 0.0
+    waits_for: str = ""
+    closing: bool = False
 
     @property
     def is_complete(self) -> bool:
-        return self.output.is_complete and not self.shards
+        return self.output is not None and self.output.is_complete and not self.shards
+
+    def check(self) -> None:
+        """For other threads, between two files: raises when their work is not wanted any more."""
+        if self.closing:
+            raise _ClosingError
+
+    @property
+    def futures(self) -> list[Future[Any]]:
+        """Work of other threads on this job."""
+        work = [self.opening, self.finishing, *(shard.commit for shard in self.shards.values())]
+        return [future for future in work if future is not None]
 
 
 class Writer:
@@ -77,58 +107,58 @@ class Writer:
         self.jobs: dict[str, OpenJob] = {}
         self.next_adoption = 0.0
         self.committer = ThreadPoolExecutor(1, "commit")
+        self.outputs = ThreadPoolExecutor(1, "outputs")
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.lease = LeaseKeeper(self.broker, RESULTS, settings.lease_s)
 
     def step(self) -> None:
-        """Adopts planned jobs, gathers what has arrived, commits and finishes what is complete."""
-        self._adopt_jobs()
-        block_ms = COMMITTING_BLOCK_MS if self._is_committing() else BLOCK_MS
+        """Takes planned jobs up, gathers what has arrived, sees to what other threads have done."""
+        self._follow_job_files()
+        block_ms = BUSY_BLOCK_MS if any(held.futures for held in self.jobs.values()) else BLOCK_MS
         for entry in self.broker.take(RESULTS, TAKE_COUNT, block_ms):
             self._gather(entry)
         for job in list(self.jobs):
-            self._advance_commits(job)
-        for job in [job for job, held in self.jobs.items() if held.is_complete]:
-            self._finish(job)
+            self._advance(job)
 
     # -- jobs ------------------------------------------------------------------------------------
 
-    def _adopt_jobs(self) -> None:
-        """Opens the output of every planned job, and lets go of jobs that ended elsewhere."""
+    def _follow_job_files(self) -> None:
+        """Takes up planned jobs, those that had a writer before first; lets go of ended ones."""
         if time.monotonic() < self.next_adoption:
             return
         self.next_adoption = time.monotonic() + ADOPT_EVERY_S
         running = self.store.running()
         for job in [job for job in self.jobs if job not in running]:
             self._let_go(job)
-        for job in running:
-            if job not in self.jobs:
+        if len(self.jobs) < MAX_OPEN_JOBS:
+            waiting = [job for job in running if job not in self.jobs]
+            waiting.sort(key=lambda job: self.store.opened(job) is None)
+            for job in waiting[: MAX_OPEN_JOBS - len(self.jobs)]:
                 self._adopt(job)
 
     def _adopt(self, job: str) -> None:
         try:
-            spec, plan = self.store.spec(job), self.store.plan(job)
-            # A forced job clears its folder once; whoever adopts it later goes on from there.
-            force = spec.force and self.store.opened(job) is None
-            output = Output.open(Path(spec.out), spec, plan, force=force, node=self.settings.node)
-        except VnpError as error:
-            self._fail(job, error)
-            return
-        self.jobs[job] = OpenJob(output)
-        self.store.set_open(job, output.epoch)
-        self.log.info(
-            "job.resumed" if output.committed else "job.started",
-            message=f"{len(output.committed)} of {plan.shards} shards are committed",
-            shards_done=len(output.committed),
-            shards_total=plan.shards,
-            **{"job.id": job},
-        )
+            self.jobs[job] = OpenJob(self.store.spec(job))
+        except VnpError as error:  # a damaged job file
+            self._end(job, Outcome(FAILED, error.exit_code, str(error)))
 
     def _let_go(self, job: str) -> None:
-        held = self.jobs.pop(job)
-        self._close_output(held)
+        """Gives the folder back. What Redis still holds of the job is nobody's any more."""
+        held = self._close(job)
         for shard in held.shards.values():
             self._acknowledge(shard.entries)
+
+    def _close(self, job: str) -> OpenJob:
+        """Waits for other threads' work: the folder may be somebody else's afterwards."""
+        held = self.jobs.pop(job)
+        held.closing = True
+        running = [future for future in held.futures if not future.cancel()]
+        wait(running)
+        if held.opening in running and held.opening.exception() is None:
+            held.output = held.opening.result()
+        if held.output is not None:
+            held.output.close()
+        return held
 
     def _fail(self, job: str, error: VnpError) -> None:
         self._end(job, Outcome(FAILED, error.exit_code, str(error)))
@@ -140,6 +170,95 @@ class Writer:
         if job in self.jobs:
             self._let_go(job)
 
+    def _wait_or_fail(self, job: str, error: Exception) -> None:
+        """A job that has begun waits for what may pass; any other error ends it."""
+        held = self.jobs[job]
+        if isinstance(error, OSError):
+            error = describe_os_error(error, Path(held.spec.out))
+        if not isinstance(error, VnpError):
+            raise error
+        if isinstance(error, FencedError):
+            self._lose(job, error)
+        elif error.may_pass and self.store.opened(job) is not None:
+            self._wait(job, held, str(error))
+        else:
+            self._fail(job, error)
+
+    def _wait(self, job: str, held: OpenJob, reason: str) -> None:
+        held.retry_at = time.monotonic() + RETRY_S
+        if reason != held.waits_for:
+            held.waits_for = reason
+            self.log.error("job.waiting", message=reason, **{"job.id": job})
+            self.store.set_open(job, held.output.epoch if held.output else 0, reason)
+
+    def _go_on(self, job: str, held: OpenJob) -> None:
+        """The file system has taken what it was given."""
+        if held.waits_for and held.output is not None:
+            held.waits_for = ""
+            self.log.info("job.goes_on", message="the disk takes it again", **{"job.id": job})
+            self.store.set_open(job, held.output.epoch)
+
+    def _lose(self, job: str, error: FencedError) -> None:
+        """Somebody else has the folder: nothing of ours counts, and nothing is ours to end or to
+        acknowledge. What we held goes back to whoever has it; the job is taken up anew later."""
+        self.log.error("job.lost", message=str(error), **{"job.id": job})
+        spec = self._close(job)
+        for shard in spec.shards.values():
+            self.lease.release(*shard.entries)
+        self.jobs[job] = OpenJob(spec.spec, retry_at=time.monotonic() + RETRY_S)
+
+    # -- one round of a job ------------------------------------------------------------------------
+
+    def _advance(self, job: str) -> None:
+        """Starts what is due of a job, and takes note of what has ended."""
+        held = self.jobs[job]
+        try:
+            if held.output is None:
+                self._advance_opening(job, held)
+            elif held.is_complete:
+                self._advance_finish(job, held)
+            else:
+                self._advance_commits(job, held)
+        except UnavailableError:  # Redis; what was not acknowledged comes again
+            raise
+        except (OSError, VnpError) as error:
+            self._wait_or_fail(job, error)
+
+    def _advance_opening(self, job: str, held: OpenJob) -> None:
+        if held.opening is None and held.retry_at <= time.monotonic():
+            held.opening = self.outputs.submit(self._open, job, held)
+        elif held.opening is not None and held.opening.done():
+            opening, held.opening = held.opening, None
+            held.output = opening.result()
+            self._begin(job, held, held.output)
+
+    def _open(self, job: str, held: OpenJob) -> Output:
+        """In the thread of outputs."""
+        before, spec = self.store.opened(job), held.spec
+        return Output.open(
+            Path(spec.out),
+            spec,
+            self.store.plan(job),
+            # A forced job clears its folder once; whoever takes it up later goes on from there.
+            force=spec.force and before is None,
+            again=before is not None,
+            node=self.settings.node,
+            check=held.check,
+        )
+
+    def _begin(self, job: str, held: OpenJob, output: Output) -> None:
+        self.store.set_open(job, output.epoch)
+        held.waits_for = ""
+        for number in [number for number in held.shards if number in output.committed]:
+            self._acknowledge(held.shards.pop(number).entries)
+        self.log.info(
+            "job.resumed" if output.committed else "job.started",
+            message=f"{len(output.committed)} of {output.num_shards} shards are committed",
+            shards_done=len(output.committed),
+            shards_total=output.num_shards,
+            **{"job.id": job},
+        )
+
     # -- shards ----------------------------------------------------------------------------------
 
     def _gather(self, entry: Entry) -> None:
@@ -148,55 +267,45 @@ class Writer:
         if message is None:
             return
         assert not isinstance(message, ShardTask | Batch)
+        if message.job not in self.jobs and message.job in self.store.running():
+            self._adopt(message.job)
         held = self.jobs.get(message.job)
-        if held is None or message.shard in held.output.committed:
+        if held is None or (held.output and message.shard in held.output.committed):
             self.broker.acknowledge(RESULTS, [entry.id])
         elif isinstance(message, JobFailure):
             self.broker.acknowledge(RESULTS, [entry.id])
             self._end(message.job, Outcome(FAILED, 70, message.reason))
         else:
-            self.lease.hold(entry.id)
-            shard = held.shards.get(message.shard)
-            if shard is None:
-                shard = OpenShard(ShardGather(message.job, message.shard))
-                held.shards[message.shard] = shard
-            shard.entries.append(entry.id)
-            try:
-                shard.gather.add(message)
-            except VnpError as error:
-                self._fail(message.job, error)
+            self._add(held, entry, message)
 
-    def _is_committing(self) -> bool:
-        return any(shard.commit for held in self.jobs.values() for shard in held.shards.values())
+    def _add(self, held: OpenJob, entry: Entry, message: Account | BatchResult) -> None:
+        self.lease.hold(entry.id)
+        shard = held.shards.get(message.shard)
+        if shard is None:
+            shard = OpenShard(ShardGather(message.job, message.shard))
+            held.shards[message.shard] = shard
+        shard.entries.append(entry.id)
+        try:
+            shard.gather.add(message)
+        except VnpError as error:
+            self._fail(message.job, error)
 
-    def _advance_commits(self, job: str) -> None:
-        """Starts the commits that are due, and takes note of those that have ended."""
-        held = self.jobs[job]
+    def _advance_commits(self, job: str, held: OpenJob) -> None:
+        assert held.output is not None
         for number, shard in list(held.shards.items()):
             if shard.commit is None:
-                if shard.gather.complete and shard.retry_at <= time.monotonic():
+                if shard.gather.complete and held.retry_at <= time.monotonic():
                     shard.commit = self.committer.submit(held.output.commit, shard.gather)
             elif shard.commit.done():
-                self._end_commit(job, number, shard, shard.commit)
-            if job not in self.jobs:  # the commit has failed the job
-                return
+                commit, shard.commit = shard.commit, None
+                self._end_commit(job, number, commit.result())
 
-    def _end_commit(
-        self, job: str, number: int, shard: OpenShard, commit: Future[ShardLine]
-    ) -> None:
+    def _end_commit(self, job: str, number: int, line: ShardLine) -> None:
         """The shard stands in the manifest: only now are its entries acknowledged."""
         held = self.jobs[job]
-        try:
-            line = commit.result()
-        except OSError as error:
-            shard.commit, shard.retry_at = None, time.monotonic() + RETRY_COMMIT_S
-            self.log.error("shard.not_committed", message=str(error), **{"job.id": job})
-            return
-        except VnpError as error:
-            self._fail(job, error)
-            return
-        del held.shards[number]
-        self._acknowledge(shard.entries)
+        assert held.output is not None
+        self._go_on(job, held)
+        self._acknowledge(held.shards.pop(number).entries)
         self.log.info(
             "job.checkpointed",
             message=f"shard {number} is committed",
@@ -207,32 +316,39 @@ class Writer:
             **{"job.id": job},
         )
 
-    def _close_output(self, held: OpenJob) -> None:
-        """Waits for the commits under way: the folder may be somebody else's afterwards."""
-        wait([shard.commit for shard in held.shards.values() if shard.commit])
-        held.output.close()
-
     def _acknowledge(self, entries: list[str]) -> None:
         self.lease.release(*entries)
         self.broker.acknowledge(RESULTS, entries)
 
     # -- the end of a job ------------------------------------------------------------------------
 
-    def _finish(self, job: str) -> None:
-        spec = self.store.spec(job)
+    def _advance_finish(self, job: str, held: OpenJob) -> None:
+        if held.finishing is None and held.retry_at <= time.monotonic():
+            facts = {"gpus": self._devices()}
+            held.finishing = self.outputs.submit(self._finish, held, facts)
+        elif held.finishing is not None and held.finishing.done():
+            finishing, held.finishing = held.finishing, None
+            self._end(job, self._outcome(finishing.result()))
+
+    def _finish(self, held: OpenJob, facts: dict[str, Any]) -> Counts:
+        """In the thread of outputs."""
+        spec = held.spec
+        assert held.output is not None
 
         def pieces() -> Iterator[Piece]:
             alphabet: Alphabet = "protein" if spec.pipeline == "protein" else "nucleotide"
-            return read_inputs([Path(i.path) for i in spec.inputs], alphabet)
+            for piece in read_inputs([Path(i.path) for i in spec.inputs], alphabet):
+                held.check()
+                yield piece
 
-        try:
-            facts = {"gpus": self._devices()}
-            counts = self.jobs[job].output.finish(pieces, facts)
-        except VnpError as error:
-            self._fail(job, error)
-            return
+        return held.output.finish(pieces, facts, held.check)
+
+    def _outcome(self, counts: Counts) -> Outcome:
         message = f"{counts.records} records, {counts.viruses} called virus"
-        self._end(job, Outcome(FINISHED, 0, message))
+        failed = counts.statuses.get(Status.FAILED.label, 0)
+        if failed:
+            message += f"; {failed} failed, see their note in sequences.tsv"
+        return Outcome(FINISHED, EX_SOME_FAILED if failed else 0, message)
 
     def _devices(self) -> list[str]:
         """What the gpu workers say that they run on."""
@@ -242,9 +358,12 @@ class Writer:
     def close(self) -> None:
         """Stops between two steps: what is complete is committed, the rest waits in Redis."""
         self.lease.close()
-        for held in self.jobs.values():
-            self._close_output(held)
+        commits = [s.commit for held in self.jobs.values() for s in held.shards.values()]
+        wait([commit for commit in commits if commit is not None], CLOSE_LIMIT_S)
+        for job in list(self.jobs):
+            self._close(job)
         self.committer.shutdown()
+        self.outputs.shutdown()
         self.broker.close()
         self.lock.release()
 

@@ -22,6 +22,7 @@ CALLS: dict[str, Callable[[Broker], object]] = {
     "ensure_groups": lambda b: b.ensure_groups(),
     "establish_incarnation": lambda b: b.establish_incarnation(),
     "incarnation": lambda b: b.incarnation(),
+    "outstanding": lambda b: b.outstanding(),
     "issue": lambda b: b.issue(b"task", "job", 0, 1),
     "open_shards": lambda b: b.open_shards(),
     "close_shards": lambda b: b.close_shards([("job", 0)]),

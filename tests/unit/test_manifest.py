@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.errors import CorruptionError, IdentityError, OutputError
+from ops.errors import CorruptionError, FencedError, IdentityError
 from ops.manifest import (
     EpochLine,
     HeaderLine,
@@ -195,7 +195,7 @@ def test_writer_refuses_a_file_that_somebody_else_changes(tmp_path: Path) -> Non
     with path.open("ab") as other:
         other.write(encode_line(epoch(2)))
     # Then it stops instead of mixing lines
-    with pytest.raises(OutputError, match="changed by another process"):
+    with pytest.raises(FencedError, match="has a newer writer"):
         writer.append(shard(1))
     writer.close()
     writer.close()

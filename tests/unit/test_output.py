@@ -279,7 +279,7 @@ def test_folder_with_files_of_somebody_else(tmp_path: Path) -> None:
     assert not (tmp_path / "shards").exists()
 
 
-@pytest.mark.parametrize("harm", ["remove", "cut"])
+@pytest.mark.parametrize("harm", ["remove", "cut", "flip"])
 def test_committed_shard_that_is_gone(tmp_path: Path, harm: str) -> None:
     output = open_job(tmp_path)
     commit(output, 0)
@@ -287,9 +287,13 @@ def test_committed_shard_that_is_gone(tmp_path: Path, harm: str) -> None:
     path = tmp_path / "shards" / "shard-000000.h5"
     if harm == "remove":
         path.unlink()
-    else:
+    elif harm == "cut":
         os.truncate(path, 100)
-    with pytest.raises(CorruptionError, match=r"shard-000000\.h5 is missing or damaged.*--force"):
+    else:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(CorruptionError, match=r"shard-000000\.h5 is missing or damaged.*--repair"):
         open_job(tmp_path)
 
 
