@@ -73,11 +73,16 @@ def server_version(path: Path) -> tuple[int, ...]:
 class PrivateServer:
     """A Redis of our own. `directory` is made with mode 0700 and holds its socket and its log.
 
+    binary: the server to start; by default what `find_server` finds.
+
     The process dies with the *thread* that called `start`: start it from a main thread.
     """
 
-    def __init__(self, directory: Path, max_memory_bytes: int = 0) -> None:
+    def __init__(
+        self, directory: Path, max_memory_bytes: int = 0, binary: Path | None = None
+    ) -> None:
         self.directory = directory.absolute()
+        self.binary = binary
         self.max_memory_bytes = max_memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self.socket = _socket_path(self.directory)
@@ -94,13 +99,18 @@ class PrivateServer:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def reachable(self) -> bool:
+        """True when it runs and its socket is there: cleaners of /tmp remove sockets, too."""
+        return self.alive and self.socket.exists()
+
     def start(self) -> None:
         """Starts it, and returns when it answers. Empty, also when it ran before.
 
         Raises UnavailableError when there is no server to start, or it ends at once.
         """
         assert not self.alive
-        binary = find_server()
+        binary = self.binary or find_server()
         _make_private(self.directory)
         _make_private(self.socket.parent)
         self.socket.unlink(missing_ok=True)

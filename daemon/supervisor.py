@@ -167,8 +167,10 @@ class Supervisor:
 
     def tick(self) -> None:
         """Replaces what has died; raises ChildFailedError when a child cannot start at all."""
-        if self.server is not None and not self.server.alive:
-            self.log.error("redis.died", message="the private Redis died; starting a fresh one")
+        if self.server is not None and not self.server.reachable:
+            gone = "its socket is gone" if self.server.alive else "it died"
+            self.log.error("redis.died", message=f"the private Redis: {gone}; a fresh one follows")
+            self.server.stop()
             self.server.start()
         for child in self.children:
             self._tend(child)

@@ -45,6 +45,13 @@ def make_dir(path: Path, mode: int = 0o777) -> None:
         fsync_dir(folder.parent)
 
 
+def make_subfolder(path: Path) -> None:
+    """Creates a folder durably, but never its parent: a folder that is away must not come back
+    empty."""
+    path.mkdir(exist_ok=True)
+    fsync_dir(path.parent)
+
+
 def temporary_path(path: Path) -> Path:
     """The name under which `path` is written; `remove_temporary` knows it again."""
     return path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -159,6 +166,7 @@ class FileLock:
     """An exclusive flock, taken at once or not at all; it dies with its process.
 
     The file stays when the lock is released: removing it would let two processes hold "the" lock.
+    Its folder must be there.
     `busy` is the message for a lock that somebody else holds; the holder is added to it.
     Raises OutputError (held, or a file system without locks), PermissionDeniedError.
     """
@@ -166,7 +174,6 @@ class FileLock:
     def __init__(self, path: Path, busy: str | None = None) -> None:
         self.path = path
         try:
-            make_dir(path.parent)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise describe_os_error(error, path) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.compat import HIGHEST, PREDICTIONS, CompatWriter
-from ops.durable import atomic_file, make_dir
+from ops.durable import atomic_file, make_subfolder
 from ops.errors import CorruptionError
 from ops.identity import Identity
 from ops.manifest import ShardLine
@@ -74,7 +74,7 @@ def write_results(
 
 
 def _compat_writer(out: Path, files: ExitStack) -> CompatWriter:
-    make_dir(out / COMPAT)
+    make_subfolder(out / COMPAT)
     predictions = files.enter_context(atomic_file(out / COMPAT / PREDICTIONS))
     highest = files.enter_context(atomic_file(out / COMPAT / HIGHEST))
     return CompatWriter(predictions, highest, out / COMPAT)

@@ -24,6 +24,7 @@ from ops.durable import (
     free_bytes,
     fsync_dir,
     make_dir,
+    make_subfolder,
     remove_durably,
     remove_temporary,
     write_atomic,
@@ -103,7 +104,8 @@ class Output:
         try:
             if again:
                 _require_there(out)
-            make_dir(out)
+            else:
+                make_dir(out)
             lock = FileLock(out / LOCK, f"{out} is in use by another run; choose another --out")
             try:
                 if force:
@@ -126,7 +128,7 @@ class Output:
         check: Callable[[], None],
     ) -> Output:
         state = recover(out, _header(spec, plan), check)
-        make_dir(out / "shards")
+        make_subfolder(out / "shards")
         share = 1 - len(state.shards) / plan.shards if plan.shards else 1.0
         require_free_disk(out, int(share * estimate_bytes(spec, plan)))
         output = cls(out, spec, plan, lock, state)

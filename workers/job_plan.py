@@ -101,6 +101,8 @@ class JobPlan:
 
     def reset(self, open_shards: dict[int, int]) -> None:
         """Starts over with what Redis still holds; everything else that is missing is due again."""
+        if self._tail is None:
+            self._find_manifest()
         self.observe_commits()
         self.open = {s: c for s, c in open_shards.items() if s not in self.committed}
         self._tasks = None

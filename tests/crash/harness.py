@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -76,10 +76,20 @@ class Service:
 
     # -- use -------------------------------------------------------------------------------------
 
-    def vnp(self, *arguments: object, limit_s: float = LIMIT_S) -> subprocess.CompletedProcess[str]:
+    def end(self) -> None:
+        """Stops it, if it runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+
+    def vnp(
+        self,
+        *arguments: object,
+        limit_s: float = LIMIT_S,
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "daemon.cli", *map(str, arguments)],
-            env=self.environment,
+            env={**self.environment, **(environment or {})},
             capture_output=True,
             text=True,
             timeout=limit_s,
@@ -90,8 +100,8 @@ class Service:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def wait(self, job: str) -> None:
-        done = self.vnp("wait", job)
+    def wait(self, job: str, limit_s: float = LIMIT_S) -> None:
+        done = self.vnp("wait", job, limit_s=limit_s)
         assert done.returncode == 0, done.stderr + (self.folder / "service.log").read_text()[-3000:]
 
     def redis(self) -> redis.Redis:

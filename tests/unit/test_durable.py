@@ -89,16 +89,16 @@ def test_make_dir_makes_parents_and_refuses_a_file(tmp_path: Path) -> None:
 
 def test_lock_is_held_once_and_names_its_holder(tmp_path: Path) -> None:
     # Given a lock that is held
-    lock = FileLock(tmp_path / "state" / "lock")
+    lock = FileLock(tmp_path / "lock")
     # When somebody else wants it, then it is refused at once
     with pytest.raises(OutputError, match=f"OUT is in use .*pid {os.getpid()} on "):
-        FileLock(tmp_path / "state" / "lock", busy="OUT is in use")
+        FileLock(tmp_path / "lock", busy="OUT is in use")
     # And free again once it is released
     lock.release()
     lock.release()
-    with FileLock(tmp_path / "state" / "lock") as again:
+    with FileLock(tmp_path / "lock") as again:
         assert again.path.exists()
-    FileLock(tmp_path / "state" / "lock").release()
+    FileLock(tmp_path / "lock").release()
 
 
 def test_lock_dies_with_its_process(tmp_path: Path) -> None:
