@@ -242,12 +242,21 @@ def frames(fasta: tuple[Path, ...], chunk_length: int, nucleotide: Path, protein
 
 @vnp.command()
 @click.argument("name", metavar="OUT_OR_ID")
+@click.option("--repair", is_flag=True, help="Compute anew what is damaged, and nothing else.")
+@click.option("--device", help="For --repair: cpu, cuda or cuda:N.")
 @config_option
-def verify(name: str, config_file: Path | None, state_dir: Path | None) -> int:
+def verify(
+    name: str, repair: bool, device: str | None, config_file: Path | None, state_dir: Path | None
+) -> int:
     """Reads everything in an output folder again and checks it."""
+    config = load_config(config_file, state_dir=state_dir, device=device)
+    if repair:
+        from daemon.repair import repair as repair_folder
+
+        return repair_folder(config, name)
     from daemon import show
 
-    return show.verify(load_config(config_file, state_dir=state_dir), name)
+    return show.verify(config, name)
 
 
 @vnp.command()

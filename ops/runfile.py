@@ -36,6 +36,8 @@ def describe_run(
         "records": plan.records,
         "letters": plan.letters,
         "shards": plan.shards,
+        "shard_bases": plan.shard_bases,
+        "shard_records": plan.shard_records,
         "versions": versions(),
         "submitted": spec.created,
         "started": epochs[0].time if epochs else utc_now(),

@@ -33,6 +33,7 @@ class VerifyReport:
     files: int = 0  # tables and sequences, of a finished job
     finished: bool = False
     problems: list[str] = field(default_factory=list)
+    bad_shards: list[int] = field(default_factory=list)  # those of the problems that name a shard
 
     @property
     def ok(self) -> bool:
@@ -84,6 +85,8 @@ def _check_shards(
         for number in sorted(state.shards):
             shard = _check_shard(out, state.shards[number], header, report)
             whole = whole and shard is not None
+            if shard is None:
+                report.bad_shards.append(number)
             if shard is not None and whole:
                 tables.add(shard)
         counts = tables.close(header.num_records) if whole else None
