@@ -90,6 +90,10 @@ class SharedState:
         except redis.ResponseError as error:
             if "BUSYGROUP" not in str(error):  # somebody else was faster
                 raise
+            return
+        # The planner makes all groups before it issues anything. Whoever makes one later has seen
+        # that memory was lost, perhaps this stream alone: the planner's books count no more.
+        self._commands.delete(self.keys.incarnation, self.keys.open)
 
     # -- the planner's books -----------------------------------------------------------------------
 

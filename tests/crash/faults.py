@@ -23,6 +23,7 @@ from random import Random
 import psutil
 import redis
 
+from broker.keys import GROUPS
 from broker.server import PrivateServer
 from tests.crash.harness import LEASE_S, Service, until
 from tests.redis.proxy import CuttingProxy
@@ -141,6 +142,12 @@ def restore_snapshot(world: World) -> None:
 def flush(world: World) -> None:
     with world.redis() as client:
         client.flushall()
+
+
+def evict(world: World) -> None:
+    """Somebody deletes one stream, as an eviction policy would."""
+    with world.redis() as client:
+        client.delete(f"{{vnp}}:{world.random.choice(list(GROUPS))}")
 
 
 def fill_redis(world: World) -> None:
@@ -266,6 +273,7 @@ FAULTS: dict[str, Fault] = {
     "redis SIGTERM, empty again": partial(end_redis, sig=TERM),
     "redis SIGSTOP": stop_redis,
     "redis FLUSHALL": flush,
+    "redis stream evicted": evict,
     "redis old snapshot": restore_snapshot,
     "redis maxmemory": fill_redis,
     "proxy cuts replies": cut_replies,

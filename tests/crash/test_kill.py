@@ -144,6 +144,20 @@ def test_sigterm_then_start_again(
     assert digests(out) == undisturbed
 
 
+def test_private_redis_whose_socket_is_gone(
+    service: Service, fasta: Path, undisturbed: dict[str, str]
+) -> None:
+    # Given a job in progress
+    out = service.folder / "out"
+    job = service.submit(fasta, out, "--embeddings")
+    until(lambda: shards_done(out) >= 2, "two shards")
+    # When a cleaner removes the socket of the private Redis
+    next(service.state.glob("redis/*.sock")).unlink()
+    # Then the job ends as if nothing had happened
+    service.wait(job)
+    assert digests(out) == undisturbed
+
+
 def test_foreground_run_resumes_after_kill(
     fasta: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:

@@ -391,3 +391,37 @@ def test_deleted_payload_of_a_pending_entry(
     # Then it gets the other, and nothing hangs in the group
     assert [entry.payload for entry in taken] == payloads[1:]
     assert successor.stats().streams[TASKS].pending == 1
+
+
+def test_older_memory_of_redis_shows(
+    make_broker: MakeBroker, fresh_server: PrivateServer, raw: Any
+) -> None:
+    # Given a planner that has issued a shard, and a snapshot of that moment
+    planner = make_broker("node:planner:0", url=fresh_server.url)
+    planner.establish_incarnation()
+    first = planner.issue(b"first", JOB, 0, charge=1)
+    raw(fresh_server).save()
+    second = planner.issue(b"second", JOB, 1, charge=1)
+    assert planner.incarnation() == second
+    # When Redis dies and comes back as it was then
+    fresh_server.stop()
+    fresh_server.start()
+    # Then its mark is not that of the last issue, and its books are those of the snapshot
+    assert planner.incarnation() == first
+    assert planner.open_shards() == {(JOB, 0): 1}
+
+
+@pytest.mark.parametrize("stream", GROUPS)
+def test_one_lost_stream_voids_the_books(
+    make_broker: MakeBroker, fresh_server: PrivateServer, raw: Any, stream: str, namespace: str
+) -> None:
+    # Given a planner with an open shard
+    planner = make_broker("node:planner:0", url=fresh_server.url)
+    planner.establish_incarnation()
+    planner.issue(b"first", JOB, 0, charge=1)
+    # When somebody deletes one stream, and its taker notices
+    raw(fresh_server).delete(Keys(namespace).stream(stream))
+    make_broker("node:worker:0", url=fresh_server.url).take(stream, 1, 20)
+    # Then the planner has to issue everything again
+    assert planner.incarnation() is None
+    assert planner.open_shards() == {}

@@ -233,3 +233,13 @@ def test_looking_at_jobs_loads_no_screen_library() -> None:
         "assert run_command(vnp, ['list']) == 0\nassert 'rich' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_several_gpu_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.config.cores", lambda: 7)
+    config = load({"device": "cpu,cpu"})
+    assert config.role_counts["gpu"] == 2
+    assert config.resolved_dtype == "fp32"
+    assert config.worker_settings("unix:///x").threads == 2
+    with pytest.raises(ConfigError, match="different cuda:N, or cpu as often"):
+        load({"device": "cpu,cuda:0"})

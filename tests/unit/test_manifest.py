@@ -200,3 +200,18 @@ def test_writer_refuses_a_file_that_somebody_else_changes(tmp_path: Path) -> Non
     writer.close()
     writer.close()
     assert sorted(read_manifest(path).shards) == [0]
+
+
+def test_tail_forgets_a_line_that_was_taken_back(tmp_path: Path) -> None:
+    # Given a reader that has seen a shard's line whose fsync then failed
+    path = tmp_path / "m"
+    whole = write(path, [*LINES[:2], shard(0)])
+    tail = ManifestTail(path)
+    write(path, [*LINES[:2], shard(0), shard(1)])
+    tail.poll()
+    assert tail.committed == {0, 1}
+    # When the writer takes it back
+    os.truncate(path, len(whole))
+    tail.poll()
+    # Then the shard is not committed
+    assert tail.committed == {0}

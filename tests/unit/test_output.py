@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from ops.errors import CorruptionError, IdentityError, InternalError, OutputError
+from ops.errors import CorruptionError, FencedError, IdentityError, InternalError, OutputError
 from ops.gather import ShardGather
 from ops.manifest import read_manifest
 from ops.output import Output, estimate_bytes, require_free_disk
+from ops.verify import verify_output
 from tests.unit.output_fixtures import (
     IDENTITY,
     JOB,
@@ -395,3 +396,50 @@ def test_numerics_are_recorded_and_crossing_them_can_be_refused(tmp_path: Path) 
         output.close()
         state = read_manifest(tmp_path / name / "manifest.jsonl")
         assert set(state.numerics) == output.numerics
+
+
+def test_writer_that_wakes_after_its_successor_counts_for_nothing(tmp_path: Path) -> None:
+    # Given a writer whose lock was taken from it, as a network file system does after a silence
+    zombie = open_job(tmp_path)
+    commit(zombie, 0)
+    (tmp_path / ".lock").unlink()
+    successor = open_job(tmp_path)
+    commit(successor, 1)
+    before = (tmp_path / "manifest.jsonl").read_bytes()
+    # When it wakes and commits, also what its successor has committed
+    for shard in (1, 2):
+        with pytest.raises(FencedError, match="newer writer"):
+            commit(zombie, shard)
+    # Then nothing has changed, and the successor goes on
+    assert (tmp_path / "manifest.jsonl").read_bytes() == before
+    assert not (tmp_path / "shards" / "shard-000002.h5").exists()
+    commit(successor, 2)
+    zombie.close()
+    successor.close()
+
+
+def test_shard_file_that_a_zombie_left_is_replaced(tmp_path: Path) -> None:
+    # Given a file of a shard that no line names, written after the folder was opened
+    output = open_job(tmp_path)
+    stray = tmp_path / "shards" / "shard-000000.h5"
+    stray.write_bytes(b"of other numerics")
+    # When the shard is committed
+    commit(output, 0)
+    # Then the file is the committed one
+    output.close()
+    assert verify_output(tmp_path).ok
+
+
+def test_folder_that_is_away_is_not_made_again(tmp_path: Path) -> None:
+    # Given a job that has held its folder, which is away now
+    out = tmp_path / "out"
+    open_job(out).close()
+    out.rename(tmp_path / "away")
+    # When a writer opens it again
+    with pytest.raises(OutputError, match="is gone, or away") as caught:
+        Output.open(out, make_spec(out), PLAN, again=True)
+    # Then it waits for it, and makes no new one
+    assert caught.value.may_pass
+    assert not out.exists()
+    (tmp_path / "away").rename(out)
+    Output.open(out, make_spec(out), PLAN, again=True).close()

@@ -118,6 +118,18 @@ def test_pause_is_bounded(supervise: Callable[..., Supervisor]) -> None:
     assert child.pause_s == LONGEST_PAUSE_S
 
 
+def test_death_by_a_batch_costs_no_pause(supervise: Callable[..., Supervisor]) -> None:
+    # Given a ready child: the batch that killed it will be halved, so this does not go on for ever
+    child = supervise(packer=1).children[0]
+    child.ready = True
+    # When it dies of its batch again and again
+    for _ in range(8):
+        child.note_death(-signal.SIGSEGV)
+        child.ready = True
+    # Then its successors start at once
+    assert child.start_at <= time.monotonic()
+
+
 @pytest.mark.parametrize(
     ("sig", "told"), [(signal.SIGSEGV, "SIGSEGV"), (signal.SIGABRT, "SIGABRT"), (9, ""), (15, "")]
 )
