@@ -6,7 +6,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test lint bench install clean
+.PHONY: help demo test lint bench crash endurance servers install clean
+
+N     ?= 200
+SEED  ?= 1
+REDIS ?= 6.2
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -34,5 +38,14 @@ test: lint  ## lint, and every test against a real Redis
 bench: $(READY)  ## all benchmarks, some minutes; see docs/log.md
 	$(BIN)/python -m tests.bench
 
+crash: $(READY)  ## N faults (200) land on a real service; SEED, REDIS=6.2|7.0|8.2
+	$(BIN)/python -m tests.crash.campaign --faults $(N) --seed $(SEED) --redis $(REDIS)
+
+endurance: $(READY)  ## a million frames, and a thousand jobs beside a large one; some minutes
+	$(BIN)/python -m tests.crash.endurance
+
+servers: $(READY)  ## Redis 7.0 and 8.2 for `make crash`, into .servers
+	$(BIN)/python -m tests.crash.servers
+
 clean:  ## removes what the targets made
-	rm -rf $(VENV) demo-out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo-out build .servers *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,10 +17,10 @@ from typing import Any
 from daemon.config import Config
 from ops.durable import describe_os_error, make_dir
 from ops.errors import IdentityError, NoInputError, OutputError, UnavailableError, UsageError
-from ops.fasta import check_readable
 from ops.identity import Identity
 from ops.jobs import RUNNING, InputFile, JobSpec, JobStore, new_job_id
 from ops.manifest import ManifestTail
+from ops.source import check_readable
 
 WAIT_POLL_S = 0.2
 

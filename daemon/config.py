@@ -98,6 +98,8 @@ class Config(BaseSettings):
     window_bytes: int = Field(default=1 << 30, ge=1 << 20)
     heartbeat_s: float = Field(default=10.0, gt=0)
     """Between two job.progress lines in the log."""
+    input_roots: str = ""
+    """Folders that inputs of jobs may lie in, with colons; empty: anywhere."""
     log_file: Path | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -234,9 +236,17 @@ class Config(BaseSettings):
             window_bytes=self.window_bytes,
             heartbeat_s=self.heartbeat_s,
             threads=self.threads or self._threads_of_one,
+            input_roots=self._input_roots,
             log_file=str(self.log_path.absolute()),
             log_level=self.log_level,
         )
+
+    @property
+    def _input_roots(self) -> tuple[str, ...]:
+        """The folders, and the spool, where standard input waits; none when inputs may be
+        anywhere."""
+        roots = [root for root in self.input_roots.split(":") if root]
+        return (*roots, str(self.state_dir.absolute() / "spool")) if roots else ()
 
     @property
     def _threads_of_one(self) -> int:

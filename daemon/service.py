@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from broker.client import require_redis
+from broker.client import require_redis, without_password
 from broker.server import PrivateServer
 from daemon.config import Config
 from daemon.supervisor import Supervisor, make_children
@@ -76,7 +76,7 @@ class Service:
     def _publish(self) -> None:
         facts: dict[str, Any] = {
             "pid": os.getpid(),
-            "redis_url": self.redis_url,
+            "redis_url": without_password(self.redis_url),  # any user may read this file
             "ready": self.ready,
             "identity": self.config.identity("virus", None, allow_chunk_length=True).to_dict(),
             "serves": self.config.served_settings,

@@ -25,7 +25,7 @@ EX_DATAERR, EX_IOERR = 65, 74
 def status(config: Config, job: str | None, as_json: bool) -> None:
     """One job, or the service and what it has to do."""
     facts = service_facts(config)
-    url = facts.get("redis_url")
+    url = config.redis_url or facts.get("redis_url")
     if job is not None:
         view = JobWatch(config, job, url).view()
         click.echo(json.dumps(vars(view)) if as_json else _block(view))

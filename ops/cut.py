@@ -44,6 +44,7 @@ class CutParams:
     uracil_as_t: bool
     shard_bases: int = SHARD_BASES
     shard_records: int = SHARD_RECORDS
+    input_roots: tuple[str, ...] = ()
 
     @property
     def alphabet(self) -> Alphabet:
@@ -105,7 +106,7 @@ class PlanScan:
     def __init__(self, inputs: Sequence[Path], params: CutParams) -> None:
         self.params = params
         self._digest = input_digest()
-        self._pieces = read_inputs(inputs, params.alphabet, self._digest)
+        self._pieces = read_inputs(inputs, params.alphabet, self._digest, params.input_roots)
         self._group = _Group(params)
         self._records = self._letters = self._chunks = self._shards = 0
         self._ambiguous = self._uracil = 0
@@ -171,7 +172,8 @@ def cut_shards(
     Raises DataError for an input that is not the planned one.
     """
     digest = None if plan is None else input_digest()
-    tasks = _Cutter(params, huge_lengths, skip).cut(read_inputs(inputs, params.alphabet, digest))
+    pieces = read_inputs(inputs, params.alphabet, digest, params.input_roots)
+    tasks = _Cutter(params, huge_lengths, skip).cut(pieces)
     return tasks if plan is None or digest is None else _checked(tasks, plan, digest)
 
 

@@ -1,4 +1,4 @@
-"""A strict, streaming FASTA reader over bytes: plain or gzip, by magic bytes and not by name.
+"""A strict, streaming FASTA reader over the bytes of `ops.source`.
 
 What it accepts and what it refuses, each case with one outcome:
 
@@ -18,32 +18,25 @@ What it accepts and what it refuses, each case with one outcome:
 from __future__ import annotations
 
 import hashlib
-import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import Literal, Protocol
 
-from isal import igzip, isal_zlib
-
-from ops.errors import DataError, NoInputError
+from ops.errors import DataError
+from ops.source import read_blocks
 
 Alphabet = Literal["nucleotide", "protein"]
 
-BLOCK_BYTES = 1 << 20
 #: A record longer than this arrives in several pieces.
 PIECE_LETTERS = 1 << 20
 MAX_HEADER_BYTES = 1 << 20
-GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 LETTERS: dict[str, bytes] = {
     "nucleotide": b"ACGTUNRYSWKMBDHV",
     "protein": b"ABCDEFGHIJKLMNOPQRSTUVWXYZ*-.",
 }
-#: isal's own error; its stubs call it an instance.
-_GzipError: type[Exception] = vars(isal_zlib)["error"]
 _BLANK = b"\n \t\v\f"
 _UPPER = bytes(range(256)).upper()
 
@@ -67,31 +60,21 @@ class Piece:
 
 
 def read_inputs(
-    paths: Sequence[Path], alphabet: Alphabet, digest: Digest | None = None
+    paths: Sequence[Path],
+    alphabet: Alphabet,
+    digest: Digest | None = None,
+    roots: Sequence[str] = (),
 ) -> Iterator[Piece]:
     """All records of several files, one after another, in pieces of bounded size.
 
-    Raises NoInputError (missing, unreadable, a folder) and DataError (content), which name file,
-    line and record.
+    Raises what `ops.source` raises, and DataError for the content, which names file, line and
+    record.
     """
     ordinal = 0
     for path in paths:
         reader = _Reader(path, alphabet, ordinal)
-        yield from reader.pieces(digest)
+        yield from reader.pieces(read_blocks(path, roots), digest)
         ordinal = reader.next_ordinal
-
-
-def check_readable(path: Path) -> None:
-    """Raises NoInputError for an input that is missing, a folder, special, or not readable."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise NoInputError(f"{path} is a folder; name the FASTA files in it")
-        if not stat.S_ISREG(mode):
-            raise NoInputError(f"{path} is not a regular file; use - to read from standard input")
-        path.open("rb").close()
-    except OSError as error:
-        raise NoInputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def input_digest() -> hashlib._Hash:
@@ -110,11 +93,11 @@ class _Reader:
         self._line = 1
         self._open: tuple[str, str, int] | None = None  # name, description, letters so far
 
-    def pieces(self, digest: Digest | None) -> Iterator[Piece]:
+    def pieces(self, blocks: Iterator[bytes], digest: Digest | None) -> Iterator[Piece]:
         """Cuts the text before its last header; what follows waits for more, or becomes a piece."""
         pending = b""
         started = False
-        for text in _unix_lines(self._blocks(), digest):
+        for text in _unix_lines(blocks, digest):
             pending += text
             if not started:
                 pending = self._skip_to_first_header(pending)
@@ -141,20 +124,6 @@ class _Reader:
                 f"{self.path}, line {self._line}: a header of over 1 MiB; is this FASTA?"
             )
         return False
-
-    def _blocks(self) -> Iterator[bytes]:
-        check_readable(self.path)
-        try:
-            with _open(self.path) as stream:
-                while block := stream.read(BLOCK_BYTES):
-                    yield block
-        except (EOFError, OSError, _GzipError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # not gzip's own
-                raise NoInputError(f"{self.path} cannot be read: {error.strerror}") from error
-            raise DataError(
-                f"{self.path}: the compressed data is damaged or cut off after line {self._line} "
-                f"({error}); fetch the file again"
-            ) from error
 
     def _skip_to_first_header(self, text: bytes) -> bytes:
         """Drops blank lines before the first header; anything else there is not FASTA."""
@@ -222,15 +191,6 @@ class _Reader:
             f"{self.path}, line {line}, record {name!r}: {letter!r} is not a letter of a "
             f"{self.alphabet} sequence ({advice})"
         )
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[IO[bytes]]:
-    """The decompressed bytes of a file."""
-    with path.open("rb") as raw:
-        is_gzip = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-        raw.seek(0)
-        yield igzip.GzipFile(fileobj=raw, mode="rb") if is_gzip else raw  # type: ignore[no-untyped-call, misc]
 
 
 def _unix_lines(blocks: Iterator[bytes], digest: Digest | None) -> Iterator[bytes]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from ops.durable import append_line
 from ops.errors import CorruptionError, FencedError, IdentityError
@@ -74,6 +75,9 @@ class ShardLine:
 
 
 Line = HeaderLine | EpochLine | ShardLine
+L = TypeVar("L", HeaderLine, EpochLine, ShardLine)
+_TYPES: dict[str, type] = {"int": int, "str": str, "bool": bool}
+_FILE = re.compile(r"shards/shard-[0-9]{6,}\.h5")
 
 
 @dataclass
@@ -118,7 +122,12 @@ def decode_line(raw: bytes) -> Line | None:
     body, mark, crc = raw[:-18], raw[-18:-10], raw[-10:]
     if mark != b',"crc":"' or crc != b'%08x"}' % zlib.crc32(body):
         return None
-    return _make_line(json.loads(body + b"}"))
+    try:
+        return _make_line(json.loads(body + b"}"))
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CorruptionError(
+            f"a manifest line of another program or version: {error!r}"
+        ) from error
 
 
 def _make_line(values: dict[str, Any]) -> Line:
@@ -129,12 +138,27 @@ def _make_line(values: dict[str, Any]) -> Line:
                 f"results in format {values['format']}, not {FORMAT}; choose another --out"
             )
         values.pop("identity_digest")
-        return HeaderLine(**{**values, "identity": Identity.from_dict(values["identity"])})
+        values["identity"] = Identity.from_dict(values["identity"])
+        return _typed(HeaderLine, values)
     if kind == "epoch":
-        return EpochLine(**values)
+        return _typed(EpochLine, values)
     if kind == "shard":
-        return ShardLine(**{**values, "numerics": tuple(values["numerics"])})
-    raise CorruptionError(f"unknown kind of manifest line: {kind!r}")
+        line = _typed(ShardLine, {**values, "numerics": tuple(values["numerics"])})
+        if not _FILE.fullmatch(line.file):  # a line must not lead anywhere else
+            raise ValueError(line.file)
+        return line
+    raise ValueError(f"kind {kind!r}")
+
+
+def _typed(cls: type[L], values: dict[str, Any]) -> L:
+    """The line, when every value has the type that its field says."""
+    line = cls(**values)
+    for field_ in fields(cls):
+        value = getattr(line, field_.name)
+        wanted = _TYPES.get(str(field_.type))
+        if wanted is not None and type(value) is not wanted:
+            raise TypeError(f"{field_.name} is {value!r}")
+    return line
 
 
 def scan(stream: BinaryIO, path: Path) -> Iterator[tuple[Line, int]]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ops.cut import CutParams, PlanScan, cut_shards, plan_input
 from ops.errors import DataError
-from ops.fasta import check_readable
 from ops.jobs import JobStore, Plan
 from ops.manifest import ManifestTail
 from ops.nouns import ShardTask
+from ops.source import check_readable
 from workers.settings import WorkerSettings
 
 
@@ -110,7 +110,7 @@ class JobPlan:
     def _check_inputs(self) -> None:
         """Between two readings an input may not change: results would mix two files."""
         for source in self.spec.inputs:
-            check_readable(Path(source.path))
+            check_readable(Path(source.path), self.settings.input_roots)
             stat = Path(source.path).stat()
             if (stat.st_size, stat.st_mtime_ns) != (source.size, source.mtime_ns):
                 raise DataError(
@@ -132,6 +132,7 @@ class JobPlan:
             uracil_as_t=self.spec.identity.uracil_as_t,
             shard_bases=self.settings.shard_bases,
             shard_records=self.settings.shard_records,
+            input_roots=self.settings.input_roots,
         )
 
 

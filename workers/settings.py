@@ -45,6 +45,7 @@ class WorkerSettings:
     window_bytes: int = 1 << 30
     heartbeat_s: float = 10.0
     threads: int = 0  # of one cpu gpu-worker; 0: the largest power of two that the cores allow
+    input_roots: tuple[str, ...] = ()  # folders that inputs may lie in; none: anywhere
     log_file: str | None = None
     log_level: str = "info"
 
@@ -53,4 +54,5 @@ class WorkerSettings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> WorkerSettings:
-        return cls(**json.loads(environment[ENVIRONMENT_KEY]))
+        values = json.loads(environment[ENVIRONMENT_KEY])
+        return cls(**{**values, "input_roots": tuple(values["input_roots"])})

@@ -337,7 +337,8 @@ class Writer:
 
         def pieces() -> Iterator[Piece]:
             alphabet: Alphabet = "protein" if spec.pipeline == "protein" else "nucleotide"
-            for piece in read_inputs([Path(i.path) for i in spec.inputs], alphabet):
+            paths = [Path(source.path) for source in spec.inputs]
+            for piece in read_inputs(paths, alphabet, roots=self.settings.input_roots):
                 held.check()
                 yield piece
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ops import fasta
+from ops import fasta, source
 from ops.cut import CutParams, cut_shards, plan_input
 from ops.errors import DataError
 from ops.frames import chunk_bounds
@@ -63,7 +63,7 @@ def test_passes_agree_and_nothing_is_lost(
 ) -> None:
     # Given records from empty to huge, in pieces of any size
     monkeypatch.setattr(fasta, "PIECE_LETTERS", piece)
-    monkeypatch.setattr(fasta, "BLOCK_BYTES", piece)
+    monkeypatch.setattr(source, "BLOCK_BYTES", piece)
     records = random_records(seed)
     path = write(tmp_path / "x.fa", records)
     # When the input is planned and cut

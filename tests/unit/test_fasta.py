@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
+import random
 import subprocess
 import sys
+import tempfile
 from itertools import groupby
 from pathlib import Path
 
@@ -13,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ops import fasta
-from ops.errors import DataError, NoInputError
+from ops import fasta, source
+from ops.errors import DataError, NoInputError, PermissionDeniedError
 from ops.fasta import Alphabet, input_digest, read_inputs
 
 
@@ -31,7 +34,7 @@ def read(path: Path, content: bytes, alphabet: Alphabet = "nucleotide") -> list[
 @pytest.fixture(params=[(1 << 20, 1 << 20), (7, 50), (1, 1)])
 def any_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same text arrives in large blocks, in small ones, and byte by byte."""
-    monkeypatch.setattr(fasta, "BLOCK_BYTES", request.param[0])
+    monkeypatch.setattr(source, "BLOCK_BYTES", request.param[0])
     monkeypatch.setattr(fasta, "PIECE_LETTERS", request.param[1])
 
 
@@ -171,7 +174,7 @@ def test_pieces_of_any_size_say_the_same(
     text = "".join(f">r{i} d\n{body}\n" for i, body in enumerate(records)).replace("\n", newline)
     expected = [(f"r{i}", "".join(body.split()).upper().encode()) for i, body in enumerate(records)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fasta, "BLOCK_BYTES", block)
+        patch.setattr(source, "BLOCK_BYTES", block)
         patch.setattr(fasta, "PIECE_LETTERS", piece)
         assert read(tmp_path / "x.fa", text.encode()) == expected
 
@@ -253,3 +256,80 @@ def test_the_line_is_right_far_into_a_long_record(tmp_path: Path) -> None:
         text = b">a\nACGT\n>b some words\n" + b"ACGTACGT\n" * 199 + b"ACG7\n" + b"ACGT\n" * 9
         with pytest.raises(DataError, match=r"x\.fa, line 203, record 'b': '7' is not a letter"):
             read(tmp_path / "x.fa", text.replace(b"\n", newline))
+
+
+def test_inputs_lie_below_the_roots(tmp_path: Path) -> None:
+    # Given a file in an allowed folder, one elsewhere, and links from here to there
+    allowed, elsewhere = tmp_path / "allowed", tmp_path / "elsewhere"
+    allowed.mkdir()
+    elsewhere.mkdir()
+    for folder in (allowed, elsewhere):
+        (folder / "a.fa").write_text(">a\nACGT\n")
+    (allowed / "link.fa").symlink_to(elsewhere / "a.fa")
+    (allowed / "folder").symlink_to(elsewhere)
+    (elsewhere / "back.fa").symlink_to(allowed / "a.fa")
+    roots = (str(allowed),)
+    # Then what is really below the root can be read, by whatever path
+    for path in (allowed / "a.fa", elsewhere / "back.fa", allowed / ".." / "allowed" / "a.fa"):
+        assert len(list(read_inputs([path], "nucleotide", roots=roots))) == 1
+    # And nothing else
+    outside = (allowed / "link.fa", allowed / "folder" / "a.fa", allowed / ".." / "elsewhere/a.fa")
+    for path in (elsewhere / "a.fa", *outside):
+        with pytest.raises(PermissionDeniedError, match="none of the folders of input_roots"):
+            list(read_inputs([path], "nucleotide", roots=roots))
+
+
+def test_a_pipe_that_nobody_writes_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NoInputError, match="not a regular file"):
+        list(read_inputs([tmp_path / "pipe"], "nucleotide"))
+
+
+def test_compression_bomb_is_refused_before_it_unfolds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a file that decompresses to a thousand times its size, and one that is just compressible
+    monkeypatch.setattr(source, "RATIO_COUNTS_FROM", 1 << 22)
+    bomb, honest = tmp_path / "bomb.fa.gz", tmp_path / "honest.fa.gz"
+    bomb.write_bytes(gzip.compress(b">n\n" + b"N" * (64 << 20)))
+    letters = "".join(random.Random(1).choices("ACGT", k=3 << 20))
+    honest.write_bytes(gzip.compress(f">a\n{letters}\n>n\n{'N' * (3 << 20)}\n".encode(), 1))
+    # Then the first is refused when it has shown itself
+    pieces = []
+    with pytest.raises(DataError, match="more than 100 times its size"):
+        pieces.extend(read_inputs([bomb], "nucleotide"))
+    assert sum(len(piece.letters) for piece in pieces) < 8 << 20
+    # And the other is read
+    assert sum(len(p.letters) for p in read_inputs([honest], "nucleotide")) == 6 << 20
+
+
+ODD_PARTS = [
+    *(b">", b"\n", b"\r", b"ACGT", b"acgtn", b"U", b" ", b"\x00", b"\xff", b"@", b"*", b">a\n"),
+    *(b"\xef\xbb\xbf", b"\x1f\x8b", b"<html>", b"\t", b"N" * 50),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(ODD_PARTS) | st.binary(max_size=8), max_size=30),
+    st.sampled_from(["plain", "gzip", "cut gzip"]),
+)
+def test_any_bytes_are_read_or_refused_in_one_line(parts: list[bytes], form: str) -> None:
+    # Given anything at all
+    data = b"".join(parts)
+    written = data if form == "plain" else gzip.compress(data)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x"
+        path.write_bytes(written[:-1] if form == "cut gzip" else written)
+        # When it is read
+        pieces, refusal = [], ""
+        try:
+            pieces = list(read_inputs([path], "nucleotide"))
+        except (DataError, NoInputError) as error:
+            refusal = str(error)
+        # Then it is records, or an error of ours in one line
+        assert refusal.startswith(str(path)) or not refusal
+        assert "\n" not in refusal
+        assert form != "cut gzip" or refusal
+        assert sum(len(piece.letters) for piece in pieces) <= len(data)
+        assert sum(piece.last for piece in pieces) <= data.count(b">")

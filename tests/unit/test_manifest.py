@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ops.errors import CorruptionError, FencedError, IdentityError
+from ops.errors import CorruptionError, FencedError, IdentityError, VnpError
 from ops.manifest import (
     EpochLine,
     HeaderLine,
     Line,
+    ManifestState,
     ManifestTail,
     ManifestWriter,
     ShardLine,
@@ -215,3 +221,44 @@ def test_tail_forgets_a_line_that_was_taken_back(tmp_path: Path) -> None:
     tail.poll()
     # Then the shard is not committed
     assert tail.committed == {0}
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_any_bytes_are_a_manifest_or_an_error_of_ours(data: st.DataObject) -> None:
+    # Given whole lines, whole lines of nonsense with a good CRC, and anything between
+    whole = [encode_line(line) for line in LINES]
+    words = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+        max_leaves=6,
+    )
+    fields = st.dictionaries(
+        st.sampled_from(["kind", "format", "shard", "epoch", "identity", "file", "rows"]),
+        words | st.sampled_from(["header", "epoch", "shard"]),
+    )
+
+    def signed(values: dict[str, object]) -> bytes:
+        body = json.dumps(values).encode()[:-1]
+        return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
+
+    part = st.sampled_from(whole) | fields.map(signed) | st.binary(max_size=20)
+    raw = b"".join(data.draw(st.lists(part, max_size=8)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m"
+        path.write_bytes(raw)
+        # When it is read, then it is a state, or an error on purpose
+        state, refusal = ManifestState(torn_bytes=len(raw)), ""
+        try:
+            state = read_manifest(path)
+        except VnpError as error:
+            refusal = str(error)
+        assert "\n" not in refusal
+        assert state.good_bytes + state.torn_bytes == len(raw)
+
+
+@pytest.mark.parametrize("file", ["../../etc/passwd", "/etc/passwd", "shards/../x.h5", "shards/x"])
+def test_line_that_leads_elsewhere_is_refused(file: str) -> None:
+    line = encode_line(replace(shard(0), file=file))
+    with pytest.raises(CorruptionError, match="another program or version"):
+        decode_line(line[:-1])

@@ -1,0 +1,125 @@
+"""Users of Redis: each role can do its work, and nothing beyond; nobody needs CONFIG or DEBUG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from broker.acl import ROLES, rules
+from broker.keys import BATCHES, RESULTS, TASKS, Keys
+from broker.queue import Broker
+from broker.server import PrivateServer
+from ops.errors import UnavailableError
+
+JOB = "job"
+PASSWORD = "s3cret/with:odd@letters"
+
+
+@pytest.fixture
+def as_user(fresh_server: PrivateServer, namespace: str, raw: Any) -> Any:
+    """as_user(*roles) is a broker whose user has just these roles."""
+    brokers: list[Broker] = []
+
+    def make(*roles: str) -> Broker:
+        name = "-".join(roles)
+        raw(fresh_server).execute_command(
+            "ACL", "SETUSER", name, "reset", "on", f">{PASSWORD}", *rules(roles, namespace)
+        )
+        url = f"unix://{name}:{quote(PASSWORD, safe='')}@{fresh_server.socket}"
+        brokers.append(Broker(url, namespace, f"node:{name}:0", 30.0))
+        return brokers[-1]
+
+    yield make
+    for broker in brokers:
+        broker.close()
+
+
+def test_a_shard_goes_through_the_hands_of_all_roles(as_user: Callable[..., Broker]) -> None:
+    planner, packer, gpu, writer = (as_user(role) for role in ROLES[:4])
+    planner.ensure_groups()
+    planner.establish_incarnation()
+    planner.issue(b"task", JOB, 0, charge=1)
+    [task] = packer.take(TASKS, 1, 50)
+    packer.hand_off(TASKS, task.id, [(BATCHES, b"b"), (RESULTS, b"a")], {"rows_packed": 1}, JOB)
+    gpu.register({"device": "cpu"})
+    [batch] = gpu.take(BATCHES, 1, 50)
+    assert gpu.extend(BATCHES, [batch.id]) == {batch.id}
+    assert not gpu.is_cancelled(JOB)
+    gpu.hand_off(BATCHES, batch.id, [(RESULTS, b"r")], {"rows_computed": 1}, JOB)
+    entries = writer.take(RESULTS, 9, 50)
+    assert writer.acknowledge(RESULTS, [entry.id for entry in entries]) == 2
+    assert planner.outstanding() == 0
+    assert planner.last_activity() > 0
+    planner.close_shards([(JOB, 0)])
+    planner.drop_job(JOB)
+    assert "node:gpu:0" in writer.workers()
+
+
+def test_a_lost_group_is_made_again_by_whoever_takes(
+    as_user: Callable[..., Broker], raw: Any, fresh_server: PrivateServer
+) -> None:
+    gpu = as_user("gpu")
+    gpu.ensure_groups()
+    raw(fresh_server).flushall()
+    assert gpu.take(BATCHES, 1, 20) == []
+    assert gpu.take(BATCHES, 1, 20) == []
+
+
+def test_users_of_vnp_see_progress_and_no_results(
+    as_user: Callable[..., Broker], namespace: str
+) -> None:
+    # Given a service with results in Redis
+    service = as_user("planner", "packer", "gpu", "writer")
+    service.ensure_groups()
+    service.issue(b"task", JOB, 0, charge=1)
+    [task] = service.take(TASKS, 1, 50)
+    service.hand_off(TASKS, task.id, [(RESULTS, b"secret")], {"rows_packed": 7}, JOB)
+    # When somebody looks who may submit
+    client = as_user("client")
+    # Then there is the progress
+    assert client.progress(JOB) == {"rows_packed": 7}
+    # And nothing else
+    keys = Keys(namespace)
+    for command in (
+        ["XRANGE", keys.stream(RESULTS), "-", "+"],
+        ["XREADGROUP", "GROUP", "writers", "x", "STREAMS", keys.stream(RESULTS), ">"],
+        ["XADD", keys.stream(TASKS), "*", "m", "x"],
+        ["HGETALL", keys.open],
+        ["DEL", keys.progress(JOB)],
+        ["KEYS", "*"],
+    ):
+        with pytest.raises(Exception, match=r"(?i)no permission|NOPERM"):
+            client._commands.execute_command(*command)
+    with pytest.raises(UnavailableError, match="refuses this user"):
+        client.take(RESULTS, 1, 20)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_nobody_may_touch_the_server_or_others(as_user: Callable[..., Broker], role: str) -> None:
+    commands = as_user(role)._commands
+    for words in (
+        ["CONFIG", "GET", "*"],
+        ["DEBUG", "SLEEP", "0"],
+        ["FLUSHALL"],
+        ["ACL", "LIST"],
+        ["MONITOR"],
+        ["SET", "{other}:incarnation", "x"],
+    ):
+        with pytest.raises(Exception, match=r"(?i)no permission|NOPERM"):
+            commands.execute_command(*words)
+
+
+def test_the_writer_issues_no_work(as_user: Callable[..., Broker]) -> None:
+    as_user("planner").ensure_groups()
+    with pytest.raises(UnavailableError):
+        as_user("writer").issue(b"task", JOB, 0, charge=1)
+
+
+def test_passwords_stay_out_of_messages(as_user: Callable[..., Broker]) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        as_user("client").take(RESULTS, 1, 20)
+    assert PASSWORD not in str(caught.value)
+    assert quote(PASSWORD, safe="") not in str(caught.value)
