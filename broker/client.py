@@ -21,7 +21,7 @@ from redis.backoff import ExponentialWithJitterBackoff, NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
 
-from ops.errors import ConfigError, UnavailableError
+from ops.errors import ConfigError, FullError, UnavailableError
 
 #: Longest BLOCK that a reader may ask for.
 MAX_BLOCK_MS = 5_000
@@ -83,11 +83,16 @@ def describe(error: Exception, url: str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, AuthenticationError | NoPermissionError) or "NOPERM" in text:
         return f"{where} refuses this user ({text}); check user and password in redis_url"
-    if "used memory > 'maxmemory'" in text:
+    if is_full(error):
         return f"{where} is full; raise its maxmemory or lower window_bytes"
     if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
         return f"{where} does not answer ({text}); is it running?"
     return f"{where} refused a command ({text})"
+
+
+def is_full(error: Exception) -> bool:
+    """True when Redis refused a command for want of memory."""
+    return "used memory > 'maxmemory'" in str(error)
 
 
 def lost_group(error: redis.ResponseError) -> bool:
@@ -115,6 +120,7 @@ def translated(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S
             return method(self, *args, **kwargs)
         except (RedisError, OSError) as error:
             self.on_unavailable()
-            raise UnavailableError(describe(error, self.url)) from error
+            kind = FullError if is_full(error) else UnavailableError
+            raise kind(describe(error, self.url)) from error
 
     return wrapper

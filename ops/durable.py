@@ -121,24 +121,6 @@ def remove_temporary(folder: Path) -> int:
     return len(stray)
 
 
-def append_line(descriptor: int, line: bytes, size: int) -> int:
-    """Appends one line to a file of `size` bytes and fsyncs it; returns the new size.
-
-    A line that cannot be written whole (a full disk) is taken back, so that a later line never
-    follows a torn one. Raises OSError; the file then ends where it ended before.
-    """
-    assert line.endswith(b"\n")
-    try:
-        written = os.write(descriptor, line)
-        if written != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(descriptor)
-    except OSError:
-        os.ftruncate(descriptor, size)
-        raise
-    return size + len(line)
-
-
 def describe_os_error(error: OSError, path: Path) -> VnpError:
     """An OSError of writing at `path` as the line that a user reads; it may pass."""
     described = _describe(error, path)

@@ -41,6 +41,10 @@ class UnavailableError(VnpError):
     exit_code = 69
 
 
+class FullError(UnavailableError):
+    """Redis has no memory for this now; nothing of it was done."""
+
+
 class InternalError(VnpError):
     """A bug in vnp (EX_SOFTWARE)."""
 

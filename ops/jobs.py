@@ -7,6 +7,8 @@ ID.plan.json, the writer ID.open.json, whoever ends a job ID.done.json.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -154,7 +156,19 @@ class JobStore:
             raise describe_os_error(error, self.folder) from error
         if not created:
             raise UsageError(f"job {spec.id} exists already; take another id")
+        self._note_last(spec)
         return spec.id
+
+    def _note_last(self, spec: JobSpec) -> None:
+        """Which job was the last for an output folder; a hint for `find_same`, nothing more."""
+        path = self._last_path(spec.out)
+        with contextlib.suppress(OSError):
+            make_dir(path.parent)
+            path.write_text(spec.id)
+
+    def _last_path(self, out: str) -> Path:
+        name = hashlib.sha256(os.fsencode(out)).hexdigest()[:32]
+        return self.folder.parent / "outs" / name
 
     def spool_path(self, job: str) -> Path:
         """Where a job's standard input is kept until the job has ended."""
@@ -184,21 +198,15 @@ class JobStore:
         Only the last job for an output folder counts, since a later one may have replaced its
         files; and none that failed, was cancelled, or whose files are gone.
         """
-        for job in reversed(self.list()):
-            other = self._spec_if_ours(job)
-            if other is not None and other.out == spec.out:
-                state = self.state(job)
-                lost = state == FINISHED and not (Path(spec.out) / "run.json").exists()
-                usable = state not in (FAILED, CANCELLED) and not lost
-                return job if usable and spec.asks_the_same(other) else None
-        return None
-
-    def _spec_if_ours(self, job: str) -> JobSpec | None:
-        """None for a file of another version of vnp, which asks nothing that we could repeat."""
         try:
-            return self.spec(job)
-        except (CorruptionError, IdentityError):
+            job = self._last_path(spec.out).read_text()
+            other = self.spec(job)  # of another version of vnp: nothing that we could repeat
+        except (OSError, UsageError, CorruptionError, IdentityError):
             return None
+        state = self.state(job)
+        lost = state == FINISHED and not (Path(spec.out) / "run.json").exists()
+        usable = state not in (FAILED, CANCELLED) and not lost
+        return job if usable and other.out == spec.out and spec.asks_the_same(other) else None
 
     # -- what became of it -----------------------------------------------------------------------
 

@@ -1,13 +1,17 @@
 """OUT/manifest.jsonl, the commit journal: a header, then one line per writer and committed shard.
 
 Each line is JSON whose last key is the CRC-32 of the line's bytes before it. A line counts when it
-is whole: what a crash has torn off at the end never happened. A shard is committed when, and only
-when, its line stands here. Lines of an older epoch that follow a newer epoch's line were written by
-a process that had lost the folder; they count for nothing.
+is whole. A shard is committed when, and only when, its line stands here.
+
+The file only grows: nothing that a process does which has lost the folder, and wakes late, can take
+away what its successor wrote. What a crash or a full disk has torn off stays as it is, and the next
+line is an epoch's: damage before an epoch line, or at the end, never happened; any other is an
+error. Lines of an older epoch that follow a newer epoch's line count for nothing.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,7 +21,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from ops.durable import append_line
 from ops.errors import CorruptionError, FencedError, IdentityError
 from ops.identity import Identity
 
@@ -164,21 +167,23 @@ def _typed(cls: type[L], values: dict[str, Any]) -> L:
 def scan(stream: BinaryIO, path: Path) -> Iterator[tuple[Line, int]]:
     """Whole lines from the stream's position on, each with the offset of its end.
 
-    Ends at a torn or damaged tail. Raises CorruptionError for a damaged line with whole lines after
-    it: no crash makes one.
+    Ends at a torn or damaged tail. Raises CorruptionError for a damaged line that is followed by
+    another one than an epoch's: no crash makes one.
     """
-    offset = stream.tell()
-    damaged = False
+    offset = end = stream.tell()
     for raw in stream:
         line = decode_line(raw[:-1]) if raw.endswith(b"\n") else None
-        if line is not None and damaged:
-            raise CorruptionError(
-                f"{path} is damaged at byte {offset}; run it again with --force to compute all anew"
-            )
+        end += len(raw)
         if line is None:
-            damaged = True
             continue
-        offset += len(raw)
+        damaged = end - len(raw) > offset
+        # The header is never torn: it comes with the file.
+        if damaged and (offset == 0 or not isinstance(line, EpochLine)):
+            raise CorruptionError(
+                f"{path} is damaged at byte {offset}; `vnp verify --repair {path.parent}` computes "
+                "anew what it has lost"
+            )
+        offset = end
         yield line, offset
 
 
@@ -208,8 +213,7 @@ class ManifestTail:
     def poll(self) -> list[ShardLine]:
         """Shards committed since the last call; `committed` has all of them.
 
-        A manifest that was replaced, or a line that was taken back, is read anew. One that is away
-        for the moment has nothing new.
+        A manifest that was replaced is read anew. One that is away for the moment has nothing new.
         """
         try:
             stat = self.path.stat()
@@ -237,36 +241,59 @@ class ManifestTail:
 
 
 class ManifestWriter:
-    """Appends to a manifest that ends at `size`; whoever holds OUT's lock, and nobody else."""
+    """Appends to a manifest, as one epoch; whoever holds OUT's lock, and nobody else.
 
-    def __init__(self, path: Path, size: int) -> None:
+    state: what the manifest says now.
+    """
+
+    def __init__(self, path: Path, state: ManifestState) -> None:
         self.path = path
-        self._size = size
+        self._epoch = EpochLine(epoch=state.epoch, node="", host="", pid=0, time="")
+        self._size = state.good_bytes + state.torn_bytes
+        self._torn = state.torn_bytes > 0
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
 
-    def append(self, line: Line) -> None:
-        """Makes a line durable. Raises OSError: nothing was appended; FencedError: not ours now."""
+    def start(self, epoch: EpochLine) -> None:
+        """Begins an epoch: from here on, lines of older ones count for nothing."""
         self.require_ours()
-        self._size = append_line(self._descriptor, encode_line(line), self._size)
+        self._epoch = epoch
+        self._write(b"\n" * self._torn + encode_line(epoch))
+
+    def append(self, line: ShardLine) -> None:
+        """Makes a line durable. Raises OSError: try again; FencedError: the folder is lost."""
+        self.require_ours()
+        again = b"\n" + encode_line(self._epoch) if self._torn else b""
+        self._write(again + encode_line(line))
+
+    def _write(self, data: bytes) -> None:
+        written = os.write(self._descriptor, data)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(self._descriptor)
+        self._size += written
+        self._torn = False
 
     def require_ours(self) -> None:
-        """Raises FencedError when somebody else has written here, or OUT is another folder now;
-        OSError when OUT is away."""
-        held = os.fstat(self._descriptor)
-        if (held.st_dev, held.st_ino) != ((found := self.path.stat()).st_dev, found.st_ino):
+        """Raises FencedError when there is a newer epoch or OUT is another folder, OSError when
+        OUT is away."""
+        held, found = os.fstat(self._descriptor), self.path.stat()
+        if (held.st_dev, held.st_ino) != (found.st_dev, found.st_ino):
             raise FencedError(f"{self.path} was replaced; another run has taken its folder over")
-        if held.st_size > self._size:
-            self._take_back(os.pread(self._descriptor, held.st_size - self._size, self._size))
-        elif held.st_size < self._size:
+        if held.st_size < self._size:
             raise FencedError(f"{self.path} was cut by another process; stop that one first")
+        if held.st_size > self._size:
+            self._read_on(os.pread(self._descriptor, held.st_size - self._size, self._size))
 
-    def _take_back(self, tail: bytes) -> None:
-        """Removes a torn line of ours that could not be taken back when it failed."""
-        if b"\n" in tail:
-            raise FencedError(
-                f"{self.path} has a newer writer; nothing of this one counts any more"
-            )
-        os.ftruncate(self._descriptor, self._size)
+    def _read_on(self, data: bytes) -> None:
+        """What was written since: a line of ours that failed, or somebody else's."""
+        for raw in data.splitlines(keepends=True):
+            line = decode_line(raw[:-1]) if raw.endswith(b"\n") else None
+            if isinstance(line, EpochLine) and line.epoch > self._epoch.epoch:
+                raise FencedError(
+                    f"{self.path} has a newer writer; nothing of this one counts any more"
+                )
+            self._torn = line is None
+        self._size += len(data)
 
     def close(self) -> None:
         if self._descriptor >= 0:

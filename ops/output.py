@@ -67,7 +67,13 @@ class Output:
     """The one writer of OUT. Made by `open`; used from one thread; `close` gives OUT back."""
 
     def __init__(
-        self, out: Path, spec: JobSpec, plan: Plan, lock: FileLock, state: ManifestState
+        self,
+        out: Path,
+        spec: JobSpec,
+        plan: Plan,
+        lock: FileLock,
+        state: ManifestState,
+        manifest: ManifestWriter,
     ) -> None:
         assert state.header is not None
         self.out = out
@@ -79,7 +85,7 @@ class Output:
         self._identity = state.header.identity
         self._epochs = list(state.epochs)
         self._lock = lock
-        self._manifest = ManifestWriter(out / MANIFEST, state.good_bytes)
+        self._manifest = manifest
 
     @classmethod
     def open(
@@ -127,29 +133,21 @@ class Output:
         node: str,
         check: Callable[[], None],
     ) -> Output:
-        state = recover(out, _header(spec, plan), check)
+        state = read_or_begin(out, _header(spec, plan))
         make_subfolder(out / "shards")
         share = 1 - len(state.shards) / plan.shards if plan.shards else 1.0
         require_free_disk(out, int(share * estimate_bytes(spec, plan)))
-        output = cls(out, spec, plan, lock, state)
+        manifest, state = start_epoch(out, state, node)
         try:
-            output._start_epoch(node)
+            require_shards(out, state, check)
+            for folder in (out, out / "shards", out / COMPAT):
+                remove_temporary(folder)
+            output = cls(out, spec, plan, lock, state, manifest)
+            write_run(out, output._describe())
         except BaseException:
-            output.close()
+            manifest.close()
             raise
         return output
-
-    def _start_epoch(self, node: str) -> None:
-        line = EpochLine(
-            epoch=self.epoch + 1,
-            node=node,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            time=utc_now(),
-        )
-        self._manifest.append(line)
-        self._epochs.append(line)
-        write_run(self.out, self._describe())
 
     @property
     def epoch(self) -> int:
@@ -283,33 +281,53 @@ def clear(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
     fsync_dir(out)
     remove_durably(out / MANIFEST)
-    _remove_shards(out, keep=set())
+    for path in (out / "shards").glob("shard-*.h5"):
+        path.unlink()
 
 
-def recover(out: Path, ours: HeaderLine, check: Callable[[], None] = lambda: None) -> ManifestState:
-    """Brings OUT back to what its manifest says, and the manifest to its last whole line.
+def read_or_begin(out: Path, ours: HeaderLine) -> ManifestState:
+    """What the manifest of OUT says; a new one when there is none.
 
-    Doing it twice changes nothing more. Raises IdentityError before anything is touched.
+    Raises IdentityError for another job's, before anything is touched.
     """
     try:
         state = read_manifest(out / MANIFEST)
     except FileNotFoundError:
         _refuse_foreign_files(out)
         state = ManifestState()
-    if state.header is None:
-        write_atomic(out / MANIFEST, encode_line(ours))
-        state = read_manifest(out / MANIFEST)
-    else:
+    if state.header is not None:
         _require_same_job(state.header, ours, out)
-        _require_shards(out, state, check)
-    if state.torn_bytes:
-        with (out / MANIFEST).open("r+b") as stream:
-            stream.truncate(state.good_bytes)
-            os.fsync(stream.fileno())
-    for folder in (out, out / "shards", out / COMPAT):
-        remove_temporary(folder)
-    _remove_shards(out, keep={line.file for line in state.shards.values()})
-    return state
+        return state
+    write_atomic(out / MANIFEST, encode_line(ours))
+    return read_manifest(out / MANIFEST)
+
+
+def start_epoch(out: Path, state: ManifestState, node: str) -> tuple[ManifestWriter, ManifestState]:
+    """Begins a new epoch, which fences all writers before; returns what the manifest says then.
+
+    Read again, because a torn line may be whole but for its newline, which the epoch's line adds.
+    Nothing but temporary files (which are written again) is removed in a folder that is opened: a
+    process that stops in the middle, loses its lock and wakes late must not take away what its
+    successor has written. Shard files that no line names stay until they are committed over.
+    """
+    while True:
+        manifest = ManifestWriter(out / MANIFEST, state)
+        ours = EpochLine(
+            epoch=state.epoch + 1,
+            node=node,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            time=utc_now(),
+        )
+        try:
+            manifest.start(ours)
+            state = read_manifest(out / MANIFEST)
+        except BaseException:
+            manifest.close()
+            raise
+        if state.epochs[-1] == ours:
+            return manifest, state
+        manifest.close()  # somebody else was faster, with the same number
 
 
 def _refuse_foreign_files(out: Path) -> None:
@@ -334,7 +352,7 @@ def _require_same_job(theirs: HeaderLine, ours: HeaderLine, out: Path) -> None:
         raise mismatch(out, differences)
 
 
-def _require_shards(out: Path, state: ManifestState, check: Callable[[], None]) -> None:
+def require_shards(out: Path, state: ManifestState, check: Callable[[], None]) -> None:
     """Every committed shard has the bytes that were committed; reading them all is the price."""
     for line in state.shards.values():
         check()
@@ -344,15 +362,6 @@ def _require_shards(out: Path, state: ManifestState, check: Callable[[], None]) 
                 f"{path} is missing or damaged, though it was committed; restore it, or "
                 f"`vnp verify --repair {out}` computes it anew"
             )
-
-
-def _remove_shards(out: Path, keep: set[str]) -> None:
-    """Removes shard files that no manifest line names."""
-    stray = [p for p in (out / "shards").glob("shard-*.h5") if f"shards/{p.name}" not in keep]
-    for path in stray:
-        path.unlink()
-    if stray:
-        fsync_dir(out / "shards")
 
 
 def estimate_bytes(spec: JobSpec, plan: Plan) -> int:

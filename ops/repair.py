@@ -57,6 +57,8 @@ def repair_output(out: Path) -> Repair:
 
 def _repair(out: Path) -> Repair:
     before = verify_output(out)
+    if before.ok:
+        return Repair((), 0, ())
     lines, damaged = salvage((out / MANIFEST).read_bytes())
     told = bool(lines) and isinstance(lines[0], HeaderLine)
     header = lines.pop(0) if told else _header_from_run(out)

@@ -28,6 +28,7 @@ class JobPlan:
         self._scan: PlanScan | None = None
         self._tail: ManifestTail | None = None
         self._tasks: Iterator[ShardTask] | None = None
+        self._held: ShardTask | None = None
         self._plan: Plan | None = store.plan_or_none(job)
 
     @property
@@ -84,6 +85,9 @@ class JobPlan:
 
     def next_task(self) -> ShardTask | None:
         """The next shard in input order that is neither committed nor open; None at the end."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            return held
         if self._tasks is None:
             self._check_inputs()
             assert self._plan is not None
@@ -96,6 +100,10 @@ class JobPlan:
             )
         return next(self._tasks, None)
 
+    def hold(self, task: ShardTask) -> None:
+        """Takes a task back that could not be issued; it is the next one again."""
+        self._held = task
+
     def _is_taken(self, shard: int) -> bool:
         return shard in self.committed or shard in self.open
 
@@ -105,7 +113,7 @@ class JobPlan:
             self._find_manifest()
         self.observe_commits()
         self.open = {s: c for s, c in open_shards.items() if s not in self.committed}
-        self._tasks = None
+        self._tasks = self._held = None
 
     def _check_inputs(self) -> None:
         """Between two readings an input may not change: results would mix two files."""

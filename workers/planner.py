@@ -14,7 +14,7 @@ from pathlib import Path
 from broker.codec import encode
 from broker.queue import Broker
 from ops.durable import FileLock
-from ops.errors import IdentityError, UnavailableError, VnpError
+from ops.errors import FullError, IdentityError, UnavailableError, VnpError
 from ops.identity import Identity
 from ops.jobs import JobStore, Outcome
 from ops.nouns import ShardTask
@@ -28,6 +28,10 @@ PAUSE_S = 0.05
 SLICE_S = 0.2
 #: Without any progress of the whole service for this long, open shards are issued again; doubles.
 FIRST_DEADLINE_S = 600.0
+#: About what `worst_case_bytes` says of a full shard of a virus job, per base.
+CHARGE_PER_BASE = 16
+#: Of one shard's place in the window; the number of open shards stays bounded.
+LEAST_SHARE = 1 / 8
 #: Inputs whose first reading may be under way at once, each with its open file.
 MAX_READINGS = 8
 #: Between two looks whether anything is left in Redis.
@@ -46,6 +50,7 @@ class Planner:
         self.identity = Identity.from_dict(settings.identity)
         self.jobs: dict[str, JobPlan] = {}
         self.incarnation: str | None = None
+        self.tell_full_at = 0.0
         self.turn = 0  # whose input is read on
         self.next_look = 0.0
         self.last_progress = time.monotonic()
@@ -207,23 +212,33 @@ class Planner:
                 self._fail(job.id, error)
                 return True
             if task is not None:
-                self._issue(job, task)
-                return True
+                return self._issue(job, task)
         return False
 
-    def _issue(self, job: JobPlan, task: ShardTask) -> None:
+    def _issue(self, job: JobPlan, task: ShardTask) -> bool:
+        """Issues a task; False when Redis has no room for it now, and it waits for its turn."""
         charge = worst_case_bytes(task, self.settings)
         try:
             self.incarnation = self.broker.issue(encode(task), job.id, task.shard, charge)
+        except FullError as error:
+            job.hold(task)
+            if time.monotonic() > self.tell_full_at:
+                self.tell_full_at = time.monotonic() + self.settings.heartbeat_s
+                self.log.warning("redis.full", message=str(error))
+            return False
         except UnavailableError:
             job.reset(job.open)  # the task is gone from the stream of tasks: cut it again
             raise
         job.open[task.shard] = charge
+        return True
 
     def _window_has_room(self) -> bool:
+        """Small shards take less of the window, so that many small jobs keep everybody busy."""
         charges = [charge for job in self.jobs.values() for charge in job.open.values()]
+        full = CHARGE_PER_BASE * self.settings.shard_bases
+        shares = sum(min(1.0, max(LEAST_SHARE, charge / full)) for charge in charges)
         within = sum(charges) < self.settings.window_bytes
-        return not charges or (within and len(charges) < self.settings.window_shards)
+        return not charges or (within and shares < self.settings.window_shards)
 
     def _jobs_in_turn(self) -> list[JobPlan]:
         """Higher priority first; among equals fewest open shards, then the oldest job."""

@@ -4,9 +4,9 @@ Only this process writes into output folders. An entry of the results stream is 
 the shard it belongs to stands in the manifest, never before: what the writer holds in memory is
 always still in Redis, and what is not in Redis any more is issued again by the planner.
 
-The main thread takes and gathers. Commits run one after another in a thread of their own; so does
-what may take minutes, opening a folder (its shards are read and checked) and writing its tables,
-in another. What the file system does not take now is tried again later: a job that has begun waits
+The main thread takes and gathers. Commits run one after another in a thread of their own; what may
+take minutes, opening a folder (its shards are read and checked) and writing its tables, in a few
+others. What the file system does not take now is tried again later: a job that has begun waits
 for its disk rather than fail.
 """
 
@@ -44,6 +44,8 @@ BUSY_BLOCK_MS = 10
 ADOPT_EVERY_S = 0.1
 #: Output folders held open at once, each with two files and the shards being gathered.
 MAX_OPEN_JOBS = 64
+#: Folders that are opened or finished at once: a large one must not hold up small ones.
+OUTPUT_THREADS = 4
 #: After something that the file system did not take (a full disk, say) and before the next try.
 RETRY_S = 2.0
 #: What a stop waits for commits that are under way or due; the rest is computed again.
@@ -107,7 +109,7 @@ class Writer:
         self.jobs: dict[str, OpenJob] = {}
         self.next_adoption = 0.0
         self.committer = ThreadPoolExecutor(1, "commit")
-        self.outputs = ThreadPoolExecutor(1, "outputs")
+        self.outputs = ThreadPoolExecutor(OUTPUT_THREADS, "outputs")
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.lease = LeaseKeeper(self.broker, RESULTS, settings.lease_s)
 

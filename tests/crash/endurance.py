@@ -115,12 +115,15 @@ class Watch:
         return found
 
     def table(self) -> str:
-        lines = ["| process | MiB, 2nd quarter | MiB, last quarter | most | files |"]
-        lines.append("|---|---|---|---|---|")
+        lines = [
+            "| process | MiB, at each eighth of the time | most | files |",
+            "|---|---|---|---|",
+        ]
         for name, samples in self.memory.items():
-            early, late = quarters(samples)
+            some = samples[:: max(1, len(samples) // 8)]
+            course = " ".join(f"{mib:.0f}" for mib in some)
             files = max(self.files[name], default=0)
-            lines.append(f"| {name} | {early:.1f} | {late:.1f} | {max(samples):.1f} | {files} |")
+            lines.append(f"| {name} | {course} | {max(samples):.0f} | {files} |")
         return "\n".join(lines)
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from ops.durable import (
     FileLock,
-    append_line,
     atomic_file,
     create_exclusive,
     make_dir,
@@ -131,35 +130,3 @@ def test_lock_in_a_folder_that_is_not_ours(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionDeniedError, match="choose another folder"):
         FileLock(tmp_path / "lock")
-
-
-def test_line_that_does_not_fit_is_taken_back(tmp_path: Path) -> None:
-    # Given a file with a line, in a process that may write files of 100 bytes only
-    path = tmp_path / "lines"
-    path.write_bytes(b"first\n")
-    code = """
-import os, resource, signal, sys
-from ops.durable import append_line
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-descriptor = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
-try:
-    append_line(descriptor, b"x" * 200 + b"\\n", 6)
-except OSError:
-    assert append_line(descriptor, b"third\\n", 6) == 12
-    print("refused")
-"""
-    # When a line is too long for it
-    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
-    # Then nothing of it stays, and the next line follows the one before
-    assert done.stdout == "refused\n", done.stderr
-    assert path.read_bytes() == b"first\nthird\n"
-
-
-def test_append_line_returns_the_new_size(tmp_path: Path) -> None:
-    path = tmp_path / "lines"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    size = append_line(descriptor, b"one\n", 0)
-    size = append_line(descriptor, b"three\n", size)
-    os.close(descriptor)
-    assert size == path.stat().st_size == 10

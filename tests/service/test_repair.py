@@ -1,0 +1,68 @@
+"""`vnp verify --repair` as a user meets it: named, computed again, the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.crash.harness import Service, digests
+from tests.crash.test_kill import FIXTURES
+
+EX_IOERR, EX_CANTCREAT = 74, 73
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Service:
+    """A job of three shards, finished."""
+    shell = Service(tmp_path)
+    fasta = FIXTURES / "virus_influenzaA_PR8.fa"
+    done = shell.vnp("run", fasta, FIXTURES / "virus_lambda.fa", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    return shell
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_damage_is_named_and_repaired(shell: Service, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    undisturbed = digests(out)
+    shards = sorted(out.glob("shards/*"))
+    assert len(shards) >= 3
+    # Given one flipped bit in a shard, and one in the manifest's header
+    flip(shards[1], 5_000)
+    flip(out / "manifest.jsonl", 30)
+    # Then verify names both, and changes nothing
+    done = shell.vnp("verify", out)
+    assert done.returncode == EX_IOERR
+    assert "manifest.jsonl is damaged at byte 0" in done.stderr
+    # And the repair computes just that shard, and ends with the same bytes
+    kept = {path: path.stat().st_mtime_ns for path in shards if path != shards[1]}
+    done = shell.vnp("verify", out, "--repair")
+    assert done.returncode == 0, done.stderr
+    assert "1 shard of " in done.stderr
+    assert "all as committed" in done.stdout
+    assert digests(out) == undisturbed
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    # And again there is nothing to do
+    done = shell.vnp("verify", out, "--repair")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_resume_names_what_is_damaged(shell: Service, tmp_path: Path) -> None:
+    # Given an unfinished job with a flipped bit in a committed shard
+    out = tmp_path / "out"
+    flip(sorted(out.glob("shards/*"))[0], 5_000)
+    (out / "run.json").unlink()
+    (out / "sequences.tsv").unlink()
+    # When it is resumed
+    fasta = FIXTURES / "virus_influenzaA_PR8.fa"
+    done = shell.vnp("run", fasta, FIXTURES / "virus_lambda.fa", "--out", out)
+    # Then it does not go on over it
+    assert done.returncode == EX_IOERR
+    assert "shard-000000.h5 is missing or damaged" in done.stderr
+    assert f"vnp verify --repair {out}" in done.stderr
