@@ -25,6 +25,7 @@ class JobPlan:
         self.settings = settings
         self.open: dict[int, int] = {}
         self.committed: set[int] = set()
+        self.waits = False  # for its disk
         self._scan: PlanScan | None = None
         self._tail: ManifestTail | None = None
         self._tasks: Iterator[ShardTask] | None = None
@@ -74,6 +75,9 @@ class JobPlan:
         self._plan = self._scan.result
         self._scan = None
         self.store.set_plan(self.id, self._plan)
+
+    def look_whether_it_waits(self) -> None:
+        self.waits = bool(self.store.waits_for(self.id))
 
     def observe_commits(self) -> list[int]:
         """Shards that the manifest has named since the last look; they are open no more."""

@@ -140,9 +140,12 @@ class Planner:
 
     def _nothing_is_left(self) -> bool:
         """True when shards are open and no stream holds anything of them; asked once a second."""
-        if time.monotonic() < self.next_look or not any(job.open for job in self.jobs.values()):
+        working = [job for job in self.jobs.values() if job.open]
+        if time.monotonic() < self.next_look or not working:
             return False
         self.next_look = time.monotonic() + LOOK_EVERY_S
+        for job in working:
+            job.look_whether_it_waits()
         return self.broker.outstanding() == 0
 
     def _issue_lost_again(self) -> None:
@@ -234,15 +237,19 @@ class Planner:
 
     def _window_has_room(self) -> bool:
         """Small shards take less of the window, so that many small jobs keep everybody busy."""
-        charges = [charge for job in self.jobs.values() for charge in job.open.values()]
         full = CHARGE_PER_BASE * self.settings.shard_bases
-        shares = sum(min(1.0, max(LEAST_SHARE, charge / full)) for charge in charges)
-        within = sum(charges) < self.settings.window_bytes
-        return not charges or (within and shares < self.settings.window_shards)
+        bytes_, shares = 0, 0.0
+        for job in self.jobs.values():
+            for charge in job.open.values():
+                bytes_ += charge
+                # A job that waits for its disk must not hold up the others.
+                shares += min(1.0, max(LEAST_SHARE, charge / full)) if not job.waits else 0.0
+        within = bytes_ < self.settings.window_bytes
+        return shares == 0 or (within and shares < self.settings.window_shards)
 
     def _jobs_in_turn(self) -> list[JobPlan]:
         """Higher priority first; among equals fewest open shards, then the oldest job."""
-        ready = [job for job in self.jobs.values() if job.can_issue]
+        ready = [job for job in self.jobs.values() if job.can_issue and not job.waits]
         return sorted(ready, key=lambda job: (-job.spec.priority, len(job.open), job.id))
 
     def close(self) -> None:

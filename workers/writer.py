@@ -132,10 +132,11 @@ class Writer:
         running = self.store.running()
         for job in [job for job in self.jobs if job not in running]:
             self._let_go(job)
-        if len(self.jobs) < MAX_OPEN_JOBS:
-            waiting = [job for job in running if job not in self.jobs]
-            waiting.sort(key=lambda job: self.store.opened(job) is None)
-            for job in waiting[: MAX_OPEN_JOBS - len(self.jobs)]:
+        room = MAX_OPEN_JOBS - sum(not held.waits_for for held in self.jobs.values())
+        if room > 0:
+            new = [job for job in running if job not in self.jobs]
+            new.sort(key=lambda job: self.store.opened(job) is None)
+            for job in new[:room]:
                 self._adopt(job)
 
     def _adopt(self, job: str) -> None:

@@ -119,6 +119,28 @@ def test_private_redis_whose_socket_is_gone(
     assert digests(out) == undisturbed
 
 
+def test_job_whose_folder_is_away_holds_nobody_up(
+    service: Service, fasta: Path, undisturbed: dict[str, str]
+) -> None:
+    # Given a job in progress whose folder goes away
+    out, away = service.folder / "out", service.folder / "away"
+    job = service.submit(fasta, out, "--embeddings")
+    until(lambda: shards_done(out) >= 1, "a shard")
+    out.rename(away)
+    # When another job comes
+    other = service.submit(fasta, service.folder / "other", "--embeddings")
+    # Then that one ends, while the first says what it waits for
+    service.wait(other)
+    assert digests(service.folder / "other") == undisturbed
+    said = service.vnp("status", job).stdout
+    assert "waits: " in said
+    assert str(out) in said
+    # And the first goes on by itself when its folder is back
+    away.rename(out)
+    service.wait(job)
+    assert digests(out) == undisturbed
+
+
 def test_foreground_run_resumes_after_kill(
     fasta: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
