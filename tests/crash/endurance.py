@@ -155,20 +155,24 @@ def million_frames(folder: Path, frames: int) -> list[str]:
     try:
         fasta = folder / "reads.fa"
         write_reads(fasta, round(frames / 1.4), seed=1)  # 1.43 open frames of 90 random bases
-        watch, started = Watch(service), time.monotonic()
+        watch, tables, started = Watch(service), Watch(service), time.monotonic()
         out = folder / "out"
         job = submit(config, JobRequest(inputs=(str(fasta),), out=str(out)))
         while not is_done(service, job):
             time.sleep(1)
-            if shards_done(out):
+            # Tables are written at the end: a step of a few MB, which is no growth.
+            if 0 < shards_done(out) < json.loads((out / "run.json").read_text())["shards"]:
                 watch.look()
+            elif shards_done(out):
+                tables.look()
         seconds = time.monotonic() - started
         run = json.loads((out / "run.json").read_text())
         counts = run["counts"]
         print(
             f"{counts['frames']} frames of {counts['records']} records in {seconds:.0f} s, "
             f"{counts['frames'] / seconds:.0f} frames/s, {run['shards']} shards; "
-            f"{max(watch.consumers)} consumer names\n{watch.table()}"
+            f"{max(watch.consumers)} consumer names\n{watch.table()}\n"
+            f"while tables are written, MiB of the writer: {max(tables.memory['writer-0']):.0f}"
         )
         short = [] if counts["frames"] >= frames else [f"only {counts['frames']} frames"]
         return [*watch.problems(), *short]
