@@ -22,7 +22,7 @@ from daemon.service import TICK_S, Service
 from ops.durable import FileLock
 from ops.errors import VnpError
 from ops.jobs import FINISHED, JobStore, Outcome
-from ops.runfile import is_finished
+from ops.runfile import exit_code, is_finished, read_run
 from workers.logs import configure_logs
 from workers.loop import StopFlag
 
@@ -62,7 +62,9 @@ def _run(config: Config, request: JobRequest, console: Console, as_json: bool) -
     spec = JobStore(config.state_dir).spec(job)
     outcome: Outcome | None
     if not request.force and is_finished(spec):
-        outcome = Outcome(FINISHED, 0, "finished already; --force computes it anew")
+        counts = (read_run(request.out_path) or {})["counts"]
+        message = "finished already; --force computes it anew"
+        outcome = Outcome(FINISHED, exit_code(counts), message)
         _tell(console, outcome.message)
     else:
         outcome = _compute(config, job, console, stop)

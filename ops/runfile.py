@@ -14,9 +14,11 @@ from ops.durable import write_atomic
 from ops.errors import CorruptionError
 from ops.jobs import JobSpec, Plan, utc_now
 from ops.manifest import MANIFEST, EpochLine, read_manifest
+from ops.nouns import Status
 
 RUN = "run.json"
 FORMAT = 1
+EX_SOME_FAILED = 1
 _PACKAGES = ("torch", "numpy", "h5py", "tokenizers")
 
 
@@ -83,6 +85,12 @@ def is_finished(spec: JobSpec) -> bool:
     same = all(run[key] == asked for key, asked in question.items())
     whole = len(manifest.shards) == run["shards"]
     return same and whole and all(_size(out / name) == size for name, size in sizes.items())
+
+
+def exit_code(counts: Mapping[str, Any]) -> int:
+    """Of a finished job with these counts: 1 when the models could not compute some records."""
+    failed = counts["statuses"].get(Status.FAILED.label, 0)
+    return EX_SOME_FAILED if failed else 0
 
 
 def _size(path: Path) -> int:

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,15 @@ from broker.queue import Broker, Entry
 from ops.durable import FileLock, describe_os_error
 from ops.errors import FencedError, UnavailableError, VnpError
 from ops.fasta import Alphabet, Piece, read_inputs
-from ops.gather import ShardGather
-from ops.jobs import JobSpec, JobStore, Outcome
+from ops.jobs import JobStore, Outcome
 from ops.manifest import ShardLine
 from ops.nouns import Account, Batch, BatchResult, JobFailure, ShardTask, Status
 from ops.output import Output
+from ops.runfile import exit_code
 from ops.tables import Counts
 from workers.logs import get_log
 from workers.loop import main, read_entry
+from workers.open_job import OpenJob
 from workers.settings import WorkerSettings
 
 #: A result may have 24 MB; what is taken at once is held decoded and encoded for a moment.
@@ -52,50 +52,6 @@ RETRY_S = 2.0
 CLOSE_LIMIT_S = 6.0
 #: Terminal states.
 FINISHED, FAILED = "finished", "failed"
-#: Exit code of a job that is whole, but for rows that the models could not compute.
-EX_SOME_FAILED = 1
-
-
-class _ClosingError(Exception):
-    """The job is given up, or the process ends; what can be done again is left undone."""
-
-
-@dataclass
-class OpenShard:
-    """A shard that is being gathered, and the entries that its commit will acknowledge."""
-
-    gather: ShardGather
-    entries: list[str] = field(default_factory=list)
-    commit: Future[ShardLine] | None = None
-
-
-@dataclass
-class OpenJob:
-    """A job that this writer has taken up; `output` is None until its folder is open."""
-
-    spec: JobSpec
-    output: Output | None = None
-    opening: Future[Output] | None = None
-    finishing: Future[Counts] | None = None
-    shards: dict[int, OpenShard] = field(default_factory=dict)
-    retry_at: float = 0.0
-    waits_for: str = ""
-    closing: bool = False
-
-    @property
-    def is_complete(self) -> bool:
-        return self.output is not None and self.output.is_complete and not self.shards
-
-    def check(self) -> None:
-        """For other threads, between two files: raises when their work is not wanted any more."""
-        if self.closing:
-            raise _ClosingError
-
-    @property
-    def futures(self) -> list[Future[Any]]:
-        """Work of other threads on this job."""
-        work = [self.opening, self.finishing, *(shard.commit for shard in self.shards.values())]
-        return [future for future in work if future is not None]
 
 
 class Writer:
@@ -205,10 +161,10 @@ class Writer:
         """Somebody else has the folder: nothing of ours counts, and nothing is ours to end or to
         acknowledge. What we held goes back to whoever has it; the job is taken up anew later."""
         self.log.error("job.lost", message=str(error), **{"job.id": job})
-        spec = self._close(job)
-        for shard in spec.shards.values():
+        lost = self._close(job)
+        for shard in lost.shards.values():
             self.lease.release(*shard.entries)
-        self.jobs[job] = OpenJob(spec.spec, retry_at=time.monotonic() + RETRY_S)
+        self.jobs[job] = OpenJob(lost.spec, retry_at=time.monotonic() + RETRY_S)
 
     # -- one round of a job ------------------------------------------------------------------------
 
@@ -283,10 +239,7 @@ class Writer:
 
     def _add(self, held: OpenJob, entry: Entry, message: Account | BatchResult) -> None:
         self.lease.hold(entry.id)
-        shard = held.shards.get(message.shard)
-        if shard is None:
-            shard = OpenShard(ShardGather(message.job, message.shard))
-            held.shards[message.shard] = shard
+        shard = held.shard(message.shard)
         shard.entries.append(entry.id)
         try:
             shard.gather.add(message)
@@ -349,10 +302,11 @@ class Writer:
 
     def _outcome(self, counts: Counts) -> Outcome:
         message = f"{counts.records} records, {counts.viruses} called virus"
-        failed = counts.statuses.get(Status.FAILED.label, 0)
-        if failed:
+        code = exit_code(vars(counts))
+        if code:
+            failed = counts.statuses[Status.FAILED.label]
             message += f"; {failed} failed, see their note in sequences.tsv"
-        return Outcome(FINISHED, EX_SOME_FAILED if failed else 0, message)
+        return Outcome(FINISHED, code, message)
 
     def _devices(self) -> list[str]:
         """What the gpu workers say that they run on."""

@@ -70,6 +70,9 @@ def test_poisoned_sequence_fails_alone(
     failed = [row for row in rows[1:] if row[status] == "failed"]
     assert [row[0] for row in failed] == ["poisoned"]
     assert reason in failed[0][note]
+    # And so does the same command again, which finds it finished
+    done = shell.vnp("run", fasta, "--out", tmp_path / "out")
+    assert (done.returncode, "finished already" in done.stderr) == (EX_SOME_FAILED, True)
     # And its neighbours have the same values as ever
     chunks = (tmp_path / "out" / "chunks.tsv").read_text().splitlines()
     keep = [line for line in chunks if not line.startswith("poisoned")]

@@ -1,0 +1,61 @@
+"""What the writer holds of a job: its folder, shards being gathered, work under way."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from ops.gather import ShardGather
+from ops.jobs import JobSpec
+from ops.manifest import ShardLine
+from ops.output import Output
+from ops.tables import Counts
+
+
+class _ClosingError(Exception):
+    """The job is given up, or the process ends; what can be done again is left undone."""
+
+
+@dataclass
+class OpenShard:
+    """A shard that is being gathered, and the entries that its commit will acknowledge."""
+
+    gather: ShardGather
+    entries: list[str] = field(default_factory=list)
+    commit: Future[ShardLine] | None = None
+
+
+@dataclass
+class OpenJob:
+    """A job that this writer has taken up; `output` is None until its folder is open."""
+
+    spec: JobSpec
+    output: Output | None = None
+    opening: Future[Output] | None = None
+    finishing: Future[Counts] | None = None
+    shards: dict[int, OpenShard] = field(default_factory=dict)
+    retry_at: float = 0.0
+    waits_for: str = ""
+    closing: bool = False
+
+    def shard(self, number: int) -> OpenShard:
+        """The shard of that number; a new one when nothing of it has come yet."""
+        if number not in self.shards:
+            self.shards[number] = OpenShard(ShardGather(self.spec.id, number))
+        return self.shards[number]
+
+    @property
+    def is_complete(self) -> bool:
+        return self.output is not None and self.output.is_complete and not self.shards
+
+    def check(self) -> None:
+        """For other threads, between two files: raises when their work is not wanted any more."""
+        if self.closing:
+            raise _ClosingError
+
+    @property
+    def futures(self) -> list[Future[Any]]:
+        """Work of other threads on this job."""
+        work = [self.opening, self.finishing, *(shard.commit for shard in self.shards.values())]
+        return [future for future in work if future is not None]
