@@ -140,13 +140,14 @@ class Planner:
 
     def _nothing_is_left(self) -> bool:
         """True when shards are open and no stream holds anything of them; asked once a second."""
-        working = [job for job in self.jobs.values() if job.open]
-        if time.monotonic() < self.next_look or not working:
+        if time.monotonic() < self.next_look:
             return False
         self.next_look = time.monotonic() + LOOK_EVERY_S
-        for job in working:
-            job.look_whether_it_waits()
-        return self.broker.outstanding() == 0
+        for job in self.jobs.values():
+            if job.open or job.waits:
+                job.look_whether_it_waits()
+        anything_open = any(job.open for job in self.jobs.values())
+        return anything_open and self.broker.outstanding() == 0
 
     def _issue_lost_again(self) -> None:
         """A shard's entries are acknowledged after its commit only. So what was open when nothing
