@@ -290,16 +290,19 @@ def read_or_begin(out: Path, ours: HeaderLine) -> ManifestState:
 
     Raises IdentityError for another job's, before anything is touched.
     """
+    path = out / MANIFEST
     try:
-        state = read_manifest(out / MANIFEST)
+        state = read_manifest(path)
     except FileNotFoundError:
         _refuse_foreign_files(out)
-        state = ManifestState()
-    if state.header is not None:
-        _require_same_job(state.header, ours, out)
-        return state
-    write_atomic(out / MANIFEST, encode_line(ours))
-    return read_manifest(out / MANIFEST)
+        write_new(path, encode_line(ours))  # unless somebody else just did, who may have gone on
+        state = read_manifest(path)
+    if state.header is None:  # not even a header: nothing was ever committed
+        write_atomic(path, encode_line(ours))
+        state = read_manifest(path)
+    assert state.header is not None
+    _require_same_job(state.header, ours, out)
+    return state
 
 
 def start_epoch(out: Path, state: ManifestState, node: str) -> tuple[ManifestWriter, ManifestState]:

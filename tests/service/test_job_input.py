@@ -23,7 +23,7 @@ BAD_RECORDS = {
     "text": (b"these are not sequences\n", ("line 1", "FASTA")),
     "truncated": (
         gzip.compress(b">one\n" + b"ACGT" * 1_000)[:-10],
-        ("cut off after line 1", "fetch the file again"),
+        ("cut off after 0 bytes of text", "fetch the file again"),
     ),
 }
 

@@ -495,3 +495,26 @@ def test_writer_that_wakes_before_it_begins(
     output = open_job(tmp_path)
     assert output.committed == {1}
     output.close()
+
+
+def test_two_writers_that_both_find_no_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a writer that stops when it has seen that there is no manifest yet
+    refuse = output_module._refuse_foreign_files
+
+    def late(out: Path) -> None:
+        monkeypatch.setattr(output_module, "_refuse_foreign_files", refuse)
+        refuse(out)
+        (tmp_path / ".lock").unlink()
+        successor = open_job(tmp_path)
+        commit(successor, 1)
+        successor.close()
+
+    monkeypatch.setattr(output_module, "_refuse_foreign_files", late)
+    # When it wakes behind another one that has made it, and committed
+    output = open_job(tmp_path)
+    # Then it goes on with what is there
+    assert output.committed == {1}
+    output.close()
+    assert verify_output(tmp_path).ok
