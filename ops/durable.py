@@ -170,8 +170,12 @@ class FileLock:
             held = OutputError(f"{message} (held by {holder or 'unknown'})")
             held.may_pass = True
             raise held from error
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except OSError as error:  # a lock that is held without its holder's name would be for ever
+            self.release()
+            raise describe_os_error(error, path) from error
 
     def __enter__(self) -> FileLock:
         return self

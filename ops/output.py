@@ -15,6 +15,7 @@ import hashlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,8 @@ class Output:
         require_free_disk(out, int(share * estimate_bytes(spec, plan)))
         manifest, state = start_epoch(out, state, node)
         try:
-            require_shards(out, state, check)
+            with _unless_away(out):
+                require_shards(out, state, check)
             for folder in (out, out / "shards", out / COMPAT):
                 remove_temporary(folder)
             output = cls(out, spec, plan, lock, state, manifest)
@@ -223,14 +225,15 @@ class Output:
         try:
             for folder in (self.out, self.out / "shards", self.out / COMPAT):
                 remove_temporary(folder)
-            counts = write_results(
-                self.out,
-                shards,
-                self._identity,
-                self._plan.records,
-                read_records,
-                self._spec.compat,
-            )
+            with _unless_away(self.out):
+                counts = write_results(
+                    self.out,
+                    shards,
+                    self._identity,
+                    self._plan.records,
+                    read_records,
+                    self._spec.compat,
+                )
             ending = {"state": "finished", "finished": utc_now(), "counts": vars(counts)}
             files = describe_files(self.out)
             write_run(self.out, {**self._describe(), **(facts or {}), **ending, "files": files})
@@ -252,6 +255,21 @@ def _require_there(out: Path) -> None:
         error = OutputError(f"{out} is gone, or away; put it back, or cancel and submit anew")
         error.may_pass = True
         raise error
+
+
+@contextmanager
+def _unless_away(out: Path) -> Iterator[None]:
+    """Around reading shards: one that is missing because OUT is away for a while is no damage."""
+    try:
+        yield
+    except CorruptionError:
+        _require_there(out)
+        lines = read_manifest(out / MANIFEST).shards.values()
+        if not all(is_sound(out / line.file, line) for line in lines):
+            raise
+        error = OutputError(f"{out} was away for a moment; it is read again")
+        error.may_pass = True
+        raise error from None
 
 
 def _checked(shards: Iterator[ShardData], check: Callable[[], None]) -> Iterator[ShardData]:

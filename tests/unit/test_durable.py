@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -97,6 +98,23 @@ def test_lock_is_held_once_and_names_its_holder(tmp_path: Path) -> None:
     lock.release()
     with FileLock(tmp_path / "lock") as again:
         assert again.path.exists()
+    FileLock(tmp_path / "lock").release()
+
+
+def test_lock_that_cannot_name_its_holder_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a disk that takes no bytes
+    def refuse(*words: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        # When a lock is wanted there, then it is refused
+        with pytest.raises(PermissionDeniedError, match="read-only") as caught:
+            FileLock(tmp_path / "lock")
+        assert caught.value.may_pass
+    # And free, also for the same process, as soon as the disk takes bytes again
     FileLock(tmp_path / "lock").release()
 
 

@@ -446,6 +446,42 @@ def test_folder_that_is_away_is_not_made_again(tmp_path: Path) -> None:
     Output.open(out, make_spec(out), PLAN, again=True).close()
 
 
+@pytest.mark.parametrize("back", [False, True])
+def test_folder_that_goes_away_while_tables_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    # Given a complete job whose folder is moved away between two shards of the last step
+    out, away = tmp_path / "out", tmp_path / "away"
+    output = open_job(out)
+    for shard in range(PLAN.shards):
+        commit(output, shard)
+    calls = []
+
+    def move() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            out.rename(away)
+
+    require = output_module._require_there
+
+    def late(folder: Path) -> None:
+        away.rename(out)
+        require(folder)
+
+    if back:  # it is there again when somebody looks
+        monkeypatch.setattr(output_module, "_require_there", late)
+    # When the job is finished, then the folder is away, which may pass, and not damaged
+    with pytest.raises(OutputError, match="was away|is gone, or away") as caught:
+        output.finish(lambda: read_records(JOB), check=move)
+    assert caught.value.may_pass
+    # And it is finished when it is back
+    if not back:
+        away.rename(out)
+    output.finish(lambda: read_records(JOB))
+    output.close()
+    assert verify_output(out).ok
+
+
 def test_writer_that_wakes_in_the_middle_of_an_opening(tmp_path: Path) -> None:
     # Given a folder with one shard, and a torn line
     first = open_job(tmp_path)
