@@ -172,7 +172,9 @@ class FileLock:
             raise held from error
         try:
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            os.pwrite(
+                self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0
+            )
         except OSError as error:  # a lock that is held without its holder's name would be for ever
             self.release()
             raise describe_os_error(error, path) from error

@@ -471,7 +471,7 @@ def test_folder_that_goes_away_while_tables_are_written(
     if back:  # it is there again when somebody looks
         monkeypatch.setattr(output_module, "_require_there", late)
     # When the job is finished, then the folder is away, which may pass, and not damaged
-    with pytest.raises(OutputError, match="was away|is gone, or away") as caught:
+    with pytest.raises(OutputError, match=r"was away|is gone, or away") as caught:
         output.finish(lambda: read_records(JOB), check=move)
     assert caught.value.may_pass
     # And it is finished when it is back
