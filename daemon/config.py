@@ -37,6 +37,10 @@ OTHER_VARIABLES = {
 }
 SYSTEM_FILE = Path("/etc/vnp/vnp.toml")
 ROLES = ("planner", "packer", "gpu", "writer")
+#: ESM-2 and DNABERT-S tokens of a batch, by kind of device. On a GPU 16,384 to 65,536 are within
+#: 2 % of each other (docs/log.md); frames of 500 bp have about 0.65 DNABERT-S tokens per ESM-2
+#: token.
+BUDGETS = {"cpu": (10_752, 10_752), "cuda": (32_768, 24_576)}
 Role = Literal["planner", "packer", "gpu", "writer"]
 
 
@@ -79,15 +83,17 @@ class Config(BaseSettings):
     device: str = "cpu"
     """cpu, cuda:N, or several with commas: one gpu worker each."""
     dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8"] = "auto"
-    attention: Literal["auto", "grouped", "padded", "varlen", "plain"] = "auto"
+    attention: Literal["auto", "triton", "varlen", "flash", "grouped", "padded", "plain"] = "auto"
     compile: bool = True
+    """Our own kernels on a GPU. False: the plain modules, several times slower."""
     packing: bool = True
     roles: str = ",".join(ROLES)
     packers: int = Field(default=0, ge=0)
     """0: as many as cores, less one."""
     threads: int = Field(default=0, ge=0)
-    esm_budget: int = Field(default=10_752, ge=512)
-    dna_budget: int = Field(default=10_752, ge=512)
+    esm_budget: int = Field(default=0, ge=0)
+    """Tokens of a batch; 0: BUDGETS of the device. Values do not depend on it."""
+    dna_budget: int = Field(default=0, ge=0)
     max_rows: int = Field(default=1_024, ge=1)
     max_tokens: int = Field(default=8_192, ge=16, le=32_768)
     shard_bases: int = Field(default=1 << 20, ge=1_000)
@@ -125,7 +131,9 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.max_tokens > min(self.esm_budget, self.dna_budget):
+        if min(self.budgets) < 512:
+            raise ValueError("esm_budget and dna_budget must be 512 at least, or 0")
+        if self.max_tokens > min(self.budgets):
             raise ValueError("max_tokens must fit into esm_budget and dna_budget")
         if self.dtype == "fp8" and self.devices[0] == "cpu":
             raise ValueError("dtype fp8 needs a GPU; use fp32 on the cpu")
@@ -197,6 +205,12 @@ class Config(BaseSettings):
         return self.device.split(",")
 
     @property
+    def budgets(self) -> tuple[int, int]:
+        """ESM-2 and DNABERT-S tokens of a batch."""
+        esm, dna = BUDGETS["cpu" if self.devices[0] == "cpu" else "cuda"]
+        return self.esm_budget or esm, self.dna_budget or dna
+
+    @property
     def role_counts(self) -> dict[str, int]:
         """Number of processes of each role that this service runs."""
         packers = self.packers or max(1, cores() - 1)
@@ -223,8 +237,8 @@ class Config(BaseSettings):
             attention=self.attention,
             compile=self.compile,
             packing=self.packing,
-            esm_budget=self.esm_budget,
-            dna_budget=self.dna_budget,
+            esm_budget=self.budgets[0],
+            dna_budget=self.budgets[1],
             max_rows=self.max_rows,
             max_tokens=self.max_tokens,
             embedding_width=self.embedding_width("virus"),
@@ -259,10 +273,10 @@ class Config(BaseSettings):
     @property
     def served_settings(self) -> dict[str, Any]:
         """What a client has to take over from the service that computes its jobs."""
-        names = ("max_tokens", "esm_budget", "dna_budget", "device")
         models = {kind: str(card.path) for kind, card in self.cards.items()}
-        settings = {name: getattr(self, name) for name in names}
-        return {**settings, **models, "dtype": self.resolved_dtype}
+        settings = {"max_tokens": self.max_tokens, "device": self.device}
+        budgets = {"esm_budget": self.budgets[0], "dna_budget": self.budgets[1]}
+        return {**settings, **budgets, **models, "dtype": self.resolved_dtype}
 
     def changed(self, **settings: Any) -> Config:
         """The same configuration with other values of some settings."""

@@ -233,7 +233,7 @@ def make_children(
     for role, count in roles.items():
         for slot in range(count):
             device = devices[slot] if role == "gpu" else "cpu"
-            visible = device.partition(":")[2] if device.startswith("cuda") else ""
+            visible = (device.partition(":")[2] or "0") if device != "cpu" else ""
             own = {**environment, **MALLOC.get(role, {}), "CUDA_VISIBLE_DEVICES": visible}
             children.append(Child(role, slot, own))
     return children

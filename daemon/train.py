@@ -92,8 +92,8 @@ def _embedder(config: Config, cards: dict[str, ModelCard]) -> Embedder:
         device=config.devices[0],
         dtype=config.resolved_dtype,
         attention=config.attention,
-        esm_budget=config.esm_budget,
-        dna_budget=config.dna_budget,
+        esm_budget=config.budgets[0],
+        dna_budget=config.budgets[1],
         max_rows=config.max_rows,
         threads=config.threads,
     )

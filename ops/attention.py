@@ -121,46 +121,24 @@ def _padded_groups(layout: Layout, device: torch.device) -> list[tuple[Tensor, T
     return groups
 
 
-class Varlen:
-    """torch's variable-length flash attention (CUDA, fp16 and bf16, no bias)."""
-
-    def __init__(self) -> None:
-        try:
-            from torch.nn.attention.varlen import varlen_attn
-        except ImportError as error:
-            raise ConfigError(
-                "attention varlen needs torch >= 2.10 with flash attention; use --attention grouped"
-            ) from error
-        self._attend = varlen_attn
-
-    def __call__(self, qkv: Tensor, layout: Layout, slopes: Tensor | None) -> Tensor:
-        assert slopes is None
-        edges = torch.from_numpy(layout.starts).to(qkv.device, torch.int32)
-        longest = int(layout.lengths.max())
-        q, k, v = (part.contiguous() for part in qkv[: layout.total].unbind(1))
-        attended = self._attend(q, k, v, edges, edges, longest, longest)
-        assert isinstance(attended, Tensor)
-        out = qkv.new_zeros(qkv.shape[0], qkv.shape[2] * qkv.shape[3])
-        out[: layout.total] = attended.reshape(layout.total, -1)
-        return out
+def absent(qkv: Tensor, layout: Layout, slopes: Tensor | None) -> Tensor:
+    """Of a model that only lends its weights."""
+    raise NotImplementedError
 
 
-BACKENDS = ("auto", "grouped", "padded", "varlen", "plain")
+BACKENDS = ("grouped", "padded", "plain")
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype, alibi: bool) -> tuple[str, Attend]:
-    """The backend of that name and its callable; "auto" is the fastest that the device has.
+def choose(name: str, device: torch.device) -> tuple[str, Attend]:
+    """The backend of that name and its callable; "auto" is "grouped".
 
-    "varlen" has no ALiBi: asked for by name it holds for ESM-2, and DNABERT-S takes "padded".
-    Raises ConfigError for a name that is unknown or that this device or dtype cannot have.
+    Raises ConfigError for a name that is unknown, or that only a GPU with compiled kernels has.
     """
-    if name not in BACKENDS:
-        raise ConfigError(f"attention {name} is unknown; choose one of {', '.join(BACKENDS)}")
-    flash = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-    if name == "varlen" and not flash:
-        raise ConfigError("attention varlen needs --device cuda and --dtype bf16 or fp16")
     if name == "auto":
-        name = "varlen" if flash else "grouped"
-    if name == "varlen":
-        return ("padded", padded) if alibi else ("varlen", Varlen())
+        name = "grouped"
+    if name not in BACKENDS:
+        raise ConfigError(
+            f"attention {name} needs a GPU and compile = true; on {device.type} choose one of "
+            f"auto, {', '.join(BACKENDS)}"
+        )
     return name, {"grouped": grouped, "padded": padded, "plain": plain}[name]

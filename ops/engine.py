@@ -7,6 +7,7 @@ batch gives through every model and bucket, and of what else decides rounding.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import platform
@@ -17,27 +18,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ops.attention import choose
-from ops.classifier import Classifier, classify
-from ops.dnabert import PAD as DNA_PAD
-from ops.dnabert import Dnabert
-from ops.errors import ConfigError, InternalError
-from ops.esm2 import PAD as ESM_PAD
-from ops.esm2 import Esm2
-from ops.layers import BLOCK_ROWS, Layout
-from ops.loading import load_classifier, load_dnabert, load_esm2
+from ops.attention import BACKENDS as PLAIN_ATTENTION
+from ops.classifier import classify
+from ops.encoders import Encoders, Outputs, PlainEncoders, Running, Shapes
+from ops.errors import ConfigError
+from ops.loading import load_classifier
 from ops.modelstore import check_fit, read_card
-from ops.nouns import F32, Batch, BatchResult, Dtype, Ragged, Status
-from ops.pooling import pool
+from ops.nouns import F32, I64, Batch, BatchResult, Dtype, Status
 
-TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 NEEDED = {
     "virus": ("esm2", "dnabert", "classifier"),
     "protein": ("esm2",),
     "dna": ("dnabert",),
 }
-#: Tokens of the probe's sequences; together one block, so that the first bucket has no padding.
-PROBE_LENGTHS = (3, 5, 17, 50, 100, 168, 169)
+#: Where a row goes whose values are not finite.
+SAFER = {"fp8": "bf16", "bf16": "fp32", "fp16": "fp32"}
+#: Compute capability that a dtype needs; Triton's kernels need 8.0.
+CAPABILITIES = {"fp32": (8, 0), "fp16": (8, 0), "bf16": (8, 0), "fp8": (9, 0)}
+ATTENTION = ("auto", "triton", "varlen", "flash", "grouped", "padded", "plain")
 MAX_THREADS = 64
 
 
@@ -46,7 +44,8 @@ class EngineSpec:
     """What an engine is built from; models that no pipeline of the service needs are None.
 
     Budgets are tokens a batch; threads: intra-op threads on the CPU, a power of two, or 0 for the
-    largest that the cores allow. compile: wanted where the device has it; `Engine.facts` says.
+    largest that the cores allow. compile: our own kernels where there is a GPU; False for the plain
+    modules, an emergency. `Engine.facts` says what runs.
     """
 
     esm2: Path | None = None
@@ -68,45 +67,83 @@ class Engine:
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.device = _device(spec.device)
-        self.dtype = _dtype(spec.dtype)
+        _check_spec(spec)
         self.threads = _set_threads(spec.threads)
-        self.esm2: Esm2 | None = None
-        self.dnabert: Dnabert | None = None
-        self.classifier: Classifier | None = None
-        self.facts = self._basic_facts()
         _check_models(spec)
-        self._load()
+        self.encoders = make_encoders(spec, self.device, spec.dtype)
+        self.classifier = load_classifier(spec.classifier, self.device) if spec.classifier else None
+        self._safer: dict[str, Encoders] = {}
+        self.facts = {**self._basic_facts(), **self.encoders.facts}
         self.numerics = self._probe()
-        self.facts["numerics"] = self.numerics
+        self.facts |= {**self.encoders.facts, "numerics": self.numerics}
 
     def compute(self, batch: Batch) -> BatchResult:
         """Embeds and, in virus jobs, scores every row of the batch.
 
-        A row with values that are not finite gets Status.FAILED and a reason; the others stand.
+        A row with values that are not finite is computed once more, alone, in the next safer dtype;
+        one that has none there either gets Status.FAILED and a reason. The others stand.
         Raises ConfigError when the batch's pipeline needs a model that this engine lacks.
         """
+        return self.finish(self.launch(batch))
+
+    def launch(self, batch: Batch) -> Launched:
+        """Starts computing; on a GPU it returns at once, and one more batch may be launched."""
         self._require(batch.pipeline)
-        esm2, dnabert_s = self.embed(batch)
-        scores = None
-        if batch.pipeline == "virus":
-            assert self.classifier is not None
-            assert esm2 is not None
-            assert dnabert_s is not None
-            scores = classify(self.classifier, dnabert_s, esm2)
-        return self._result(batch, esm2, dnabert_s, scores)
+        classifier = self.classifier if batch.pipeline == "virus" else None
+        running = self.encoders.launch(batch.esm_tokens, batch.dna_tokens, classifier)
+        return Launched(batch, running)
+
+    def finish(self, launched: Launched) -> BatchResult:
+        """Waits for what was launched; see `compute`."""
+        batch = launched.batch
+        outputs = launched.running.result()
+        dtypes = np.full(len(batch.record), Dtype[self.spec.dtype.upper()], np.uint8)
+        failed, reasons = _failures(outputs, len(batch.record))
+        dtype = self.spec.dtype
+        while failed.any() and dtype in SAFER:
+            dtype = SAFER[dtype]
+            self._again(batch, np.flatnonzero(failed), dtype, outputs)
+            dtypes[failed] = Dtype[dtype.upper()]
+            failed, reasons = _failures(outputs, len(batch.record))
+        for values in outputs:
+            if values is not None:
+                values[failed] = np.nan
+        return self._result(batch, outputs, dtypes, failed, reasons)
 
     def embed(self, batch: Batch) -> tuple[F32 | None, F32 | None]:
         """ESM-2 and DNABERT-S embeddings (rows, width) fp32; None where the batch has no tokens."""
-        return self._embed(batch.esm_tokens, "esm2"), self._embed(batch.dna_tokens, "dnabert")
+        outputs = self.encoders.launch(batch.esm_tokens, batch.dna_tokens, None).result()
+        return outputs.esm2, outputs.dnabert_s
+
+    def width(self, name: str) -> int:
+        """Of the embeddings of a model that is loaded."""
+        return self.encoders.configs[name].width
+
+    def _again(self, batch: Batch, rows: I64, dtype: str, outputs: Outputs) -> None:
+        """Computes rows in another dtype, each alone, so that its bits are its own."""
+        if dtype not in self._safer:
+            self._safer[dtype] = make_encoders(self.spec, self.device, dtype)
+        encoders = self._safer[dtype]
+        classifier = self.classifier if batch.pipeline == "virus" else None
+        for row in rows:
+            esm, dna = (
+                tokens.take(np.array([row])) if tokens is not None else None
+                for tokens in (batch.esm_tokens, batch.dna_tokens)
+            )
+            for old, new in zip(
+                outputs, encoders.launch(esm, dna, classifier).result(), strict=True
+            ):
+                if old is not None and new is not None:
+                    old[row] = new[0]
 
     def _result(
-        self, batch: Batch, esm2: F32 | None, dnabert_s: F32 | None, scores: F32 | None
+        self,
+        batch: Batch,
+        outputs: Outputs,
+        dtypes: NDArray[np.uint8],
+        failed: NDArray[np.bool_],
+        reasons: tuple[str, ...],
     ) -> BatchResult:
-        # The next safer dtype for rows that fail here would go in before this line.
-        failed, reasons = _failures(len(batch.record), esm2, dnabert_s, scores)
-        for values in (esm2, dnabert_s, scores):
-            if values is not None:
-                values[failed] = np.nan
         keep = batch.keep_embeddings or batch.pipeline != "virus"
         return BatchResult(
             job=batch.job,
@@ -118,75 +155,37 @@ class Engine:
             chunk=batch.chunk,
             frame=batch.frame,
             digest=batch.digest,
-            dtype=np.full(len(batch.record), Dtype[self.spec.dtype.upper()], np.uint8),
+            dtype=dtypes,
             status=np.where(failed, Status.FAILED, Status.OK).astype(np.uint8),
-            scores=scores,
-            esm2=esm2 if keep else None,
-            dnabert_s=dnabert_s if keep else None,
+            scores=outputs.scores,
+            esm2=outputs.esm2 if keep else None,
+            dnabert_s=outputs.dnabert_s if keep else None,
             reasons=reasons,
         )
 
     def _require(self, pipeline: str) -> None:
-        missing = [name for name in NEEDED[pipeline] if getattr(self, name) is None]
+        have = {*self.encoders.configs, *(["classifier"] if self.classifier else [])}
+        missing = [name for name in NEEDED[pipeline] if name not in have]
         if missing:
             raise ConfigError(
                 f"a {pipeline} job needs the models {', '.join(NEEDED[pipeline])}, "
                 f"but this worker was started without {', '.join(missing)}"
             )
 
-    def _embed(self, tokens: Ragged | None, name: str, rows: int = 0) -> F32 | None:
-        """Mean embeddings (n, width) fp32; in the smallest bucket, or in one of `rows` rows."""
-        if tokens is None:
-            return None
-        model: Esm2 | Dnabert | None = self.esm2 if name == "esm2" else self.dnabert
-        assert model is not None
-        if len(tokens) == 0:
-            return np.empty((0, model.config.width), np.float32)
-        layout = Layout.of(tokens.lengths, rows or self._bucket(len(tokens.data), name))
-        flat = np.full(layout.rows, ESM_PAD if name == "esm2" else DNA_PAD, np.int64)
-        flat[: layout.total] = tokens.take(layout.order).data
-        if flat.max() >= model.config.vocab:
-            raise InternalError(f"a batch holds tokens that {name} does not know; check tokenizers")
-        return pool(model(torch.from_numpy(flat).to(self.device), layout), layout, name)
-
-    def _bucket(self, total: int, name: str) -> int:
-        budget = self.spec.esm_budget if name == "esm2" else self.spec.dna_budget
-        buckets = bucket_sizes(budget, self.device.type)
-        held = next((bucket for bucket in buckets if bucket >= total), None)
-        return held or -(-total // BLOCK_ROWS) * BLOCK_ROWS
-
-    def _load(self) -> None:
-        spec = self.spec
-        if spec.esm2:
-            name, attend = choose(spec.attention, self.device, self.dtype, alibi=False)
-            self.facts["attention_esm2"] = name
-            self.esm2 = load_esm2(spec.esm2, attend, self.device, self.dtype)
-        if spec.dnabert:
-            name, attend = choose(spec.attention, self.device, self.dtype, alibi=True)
-            self.facts["attention_dnabert"] = name
-            self.dnabert = load_dnabert(spec.dnabert, attend, self.device, self.dtype)
-        if spec.classifier:
-            self.classifier = load_classifier(spec.classifier, self.device)
-
     def _basic_facts(self) -> dict[str, str | int | bool]:
-        """What runs where, for the log and the record; no kernel is compiled yet on any device."""
+        """What runs where, for the log and the record."""
         return {
             "device": str(self.device),
             "device_name": _device_name(self.device),
             "dtype": self.spec.dtype,
-            "compile": False,
             "threads": self.threads,
             "torch": torch.__version__,
         }
 
     def _probe(self) -> str:
-        """The numerics hash, 16 hex digits; also records whether buckets agree to the bit."""
+        """The numerics hash, 16 hex digits."""
         total = hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode())
-        outputs = {name: self._probe_model(name) for name in ("esm2", "dnabert")}
-        agree = all(
-            np.array_equal(first, other) for first, *rest in _some(outputs) for other in rest
-        )
-        self.facts["buckets_agree"] = agree
+        outputs = {name: self.encoders.probe(name) for name in ("esm2", "dnabert")}
         for name, embeddings in outputs.items():
             total.update(name.encode())
             for embedding in embeddings:
@@ -196,50 +195,39 @@ class Engine:
             total.update(scores.tobytes())
         return total.hexdigest()[:16]
 
-    def _probe_model(self, name: str) -> list[F32]:
-        """The probe's embeddings in every bucket; none for a model that is not loaded."""
-        model: Esm2 | Dnabert | None = self.esm2 if name == "esm2" else self.dnabert
-        if model is None:
-            return []
-        budget = self.spec.esm_budget if name == "esm2" else self.spec.dna_budget
-        buckets = bucket_sizes(budget, self.device.type)
-        if self.device.type == "cpu":
-            buckets = buckets[:2]  # every further one repeats the same block
-        tokens = probe_tokens(model.config.vocab)
-        embedded = (self._embed(tokens, name, rows) for rows in buckets)
-        return [values for values in embedded if values is not None]
+
+@dataclass(frozen=True, eq=False)
+class Launched:
+    """A batch under way."""
+
+    batch: Batch
+    running: Running
 
 
-def bucket_sizes(budget: int, device_type: str) -> list[int]:
-    """Rows that batches are padded to, ascending.
+def make_encoders(spec: EngineSpec, device: torch.device, dtype: str) -> Encoders:
+    """The encoders of a specification in some dtype: the fast ones where there is a GPU for them.
 
-    On the CPU every multiple of a block: its arithmetic is per block, so more buckets cost nothing.
-    Elsewhere doublings up to the budget, since every size is a set of kernels of its own.
+    Raises ConfigError for what this machine cannot do.
     """
-    top = max(BLOCK_ROWS, -(-budget // BLOCK_ROWS) * BLOCK_ROWS)
-    if device_type == "cpu":
-        return list(range(BLOCK_ROWS, top + 1, BLOCK_ROWS))
-    doublings = [BLOCK_ROWS << i for i in range(top.bit_length()) if BLOCK_ROWS << i < top]
-    return [*doublings, top]
+    shapes = Shapes(spec.esm_budget, spec.dna_budget, spec.max_rows)
+    is_plain = device.type == "cpu" or not spec.compile or spec.attention in PLAIN_ATTENTION
+    if is_plain:
+        kind: type[Encoders] = PlainEncoders
+    else:
+        _require_gpu(device, dtype)
+        # Only now: its kernels need Triton, which CPU builds of torch come without.
+        from ops.fast_encoders import FastEncoders
+
+        kind = FastEncoders
+    return kind(spec.esm2, spec.dnabert, device, dtype, spec.attention, shapes)
 
 
-def probe_tokens(vocab: int) -> Ragged:
-    """Fixed sequences over the whole vocabulary, by arithmetic: the same on every machine."""
-    lengths = np.array(PROBE_LENGTHS, np.int64)
-    at = np.arange(lengths.sum(), dtype=np.int64)
-    return Ragged.from_lengths((at * at * 7919 + at * 31) % (vocab - 4) + 4, lengths)
-
-
-def _some(outputs: dict[str, list[F32]]) -> list[list[F32]]:
-    return [embeddings for embeddings in outputs.values() if embeddings]
-
-
-def _failures(rows: int, *matrices: F32 | None) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+def _failures(outputs: Outputs, rows: int) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
     """Which rows hold values that are not finite, and why, one reason per such row."""
     names = ("ESM-2 embedding", "DNABERT-S embedding", "score")
     failed = np.zeros(rows, bool)
     first_bad = np.full(rows, -1)
-    for number, matrix in enumerate(matrices):
+    for number, matrix in enumerate(outputs):
         if matrix is not None:
             bad = ~np.isfinite(matrix).all(axis=1)
             first_bad[bad & ~failed] = number
@@ -255,7 +243,14 @@ def _device(name: str) -> torch.device:
         raise ConfigError(f"device {name} is unknown; use cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
         raise ConfigError(f"device {name} was asked for, but torch finds no CUDA device; use cpu")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.index is not None:
+        if device.index >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device {name} is not there; torch finds {torch.cuda.device_count()}"
+            )
+        torch.cuda.set_device(device)  # Triton launches on the current one
+    return device
 
 
 def _device_name(device: torch.device) -> str:
@@ -264,12 +259,29 @@ def _device_name(device: torch.device) -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _dtype(name: str) -> torch.dtype:
-    if name == "fp8":
-        raise ConfigError("dtype fp8 is not available yet; use bf16, fp16 or fp32")
-    if name not in TORCH_DTYPES:
-        raise ConfigError(f"dtype {name} is unknown; use fp32, fp16 or bf16")
-    return TORCH_DTYPES[name]
+def _check_spec(spec: EngineSpec) -> None:
+    if spec.dtype not in CAPABILITIES:
+        raise ConfigError(f"dtype {spec.dtype} is unknown; use {', '.join(CAPABILITIES)}")
+    if spec.attention not in ATTENTION:
+        raise ConfigError(
+            f"attention {spec.attention} is unknown; choose one of {', '.join(ATTENTION)}"
+        )
+
+
+def _require_gpu(device: torch.device, dtype: str) -> None:
+    """ConfigError for a GPU that cannot run the kernels, or a torch without Triton."""
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigError(
+            "the GPU's kernels need Triton, which this build of torch lacks; install torch for "
+            "CUDA, or set compile = false"
+        )
+    have, need = torch.cuda.get_device_capability(device), CAPABILITIES[dtype]
+    if have < need:
+        instead = "use bf16" if dtype == "fp8" else "set compile = false"
+        raise ConfigError(
+            f"{_device_name(device)} has compute capability {have[0]}.{have[1]}, and {dtype} needs "
+            f"{need[0]}.{need[1]}; {instead}"
+        )
 
 
 def _set_threads(threads: int) -> int:

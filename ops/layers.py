@@ -112,13 +112,17 @@ class Rotary:
         angles = (torch.arange(positions).float()[:, None] * frequencies).double()
         return angles.cos().float().to(self._device), angles.sin().float().to(self._device)
 
+    def tables(self, positions: int) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each (at least `positions`, head width / 2) fp32."""
+        if positions > len(self._tables[0]):
+            self._tables = self._build(1 << (positions - 1).bit_length())
+        return self._tables
+
     def rows(self, positions: I64) -> tuple[Tensor, Tensor]:
         """(cos, sin), each (rows, head width / 2) fp32, for these positions."""
-        highest = int(positions.max(initial=0))
-        if highest >= len(self._tables[0]):
-            self._tables = self._build(1 << highest.bit_length())
+        cos, sin = self.tables(int(positions.max(initial=0)) + 1)
         index = torch.from_numpy(positions).to(self._device)
-        return self._tables[0][index], self._tables[1][index]
+        return cos[index], sin[index]
 
 
 def rotate_(qk: Tensor, cos: Tensor, sin: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ops.attention import Attend
+from ops.attention import Attend, absent
 from ops.classifier import Classifier, ClassifierConfig
 from ops.dnabert import Dnabert, DnabertConfig
 from ops.errors import ConfigError
@@ -20,19 +21,26 @@ from ops.modelstore import WEIGHTS, read_card, read_config
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def load_esm2(folder: Path, attend: Attend, device: torch.device, dtype: torch.dtype) -> Esm2:
-    """The ESM-2 model of that folder; ConfigError when its weights do not fit its configuration."""
+def load_esm2(
+    folder: Path, attend: Attend | None, device: torch.device, dtype: torch.dtype
+) -> Esm2:
+    """The ESM-2 model of that folder; ConfigError when its weights do not fit its configuration.
+
+    attend: None for a model whose own forward is not called.
+    """
     config = Esm2Config(**_dimensions(folder, "esm2", Esm2Config))
     with torch.device("meta"):
-        model = Esm2(config, attend)
+        model = Esm2(config, attend or absent)
     return _filled(model, folder, device, dtype)
 
 
-def load_dnabert(folder: Path, attend: Attend, device: torch.device, dtype: torch.dtype) -> Dnabert:
+def load_dnabert(
+    folder: Path, attend: Attend | None, device: torch.device, dtype: torch.dtype
+) -> Dnabert:
     """The DNABERT-S model of that folder; ConfigError as above."""
     config = DnabertConfig(**_dimensions(folder, "dnabert", DnabertConfig))
     with torch.device("meta"):
-        model = Dnabert(config, attend)
+        model = Dnabert(config, attend or absent)
     return _filled(model, folder, device, dtype)
 
 
@@ -44,6 +52,16 @@ def load_classifier(folder: Path, device: torch.device) -> Classifier:
     with torch.device("meta"):
         model = Classifier(ClassifierConfig(card.input_widths, card.width))
     return _filled(model, folder, device, torch.float32)
+
+
+def num_parameters(folder: Path) -> int:
+    """Numbers in the weights of that folder, read off the file's header. Raises ConfigError."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{folder / WEIGHTS} cannot be read; import the model again") from error
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _dimensions(folder: Path, kind: str, config_class: type) -> dict[str, Any]:

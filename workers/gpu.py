@@ -5,14 +5,22 @@ row is condemned only when it has failed three times alone, each time in a fresh
 are attributed to a batch when its computation raises, or when the process dies of SIGSEGV, SIGABRT
 or SIGBUS while it is the batch in hand; a bare SIGKILL says nothing about the batch and never
 counts. After any failure the process ends: a device that has failed once is not trusted again.
+
+A GPU always has the next batch before it has finished one (IN_HAND), so that taking, decoding,
+encoding and publishing cost it nothing. A failure with two in hand says nothing about either: both
+come back as second deliveries, and those are computed with nothing else in hand.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
+from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -20,7 +28,8 @@ from broker.codec import encode
 from broker.keys import BATCHES, RESULTS
 from broker.lease import LeaseKeeper
 from broker.queue import Broker, Entry
-from ops.engine import Engine, EngineSpec
+from ops.engine import Engine, EngineSpec, Launched
+from ops.errors import UnavailableError
 from ops.nouns import I64, Batch, BatchResult, Dtype, Status
 from workers.deadline import Deadline
 from workers.logs import get_log
@@ -28,8 +37,17 @@ from workers.loop import PREDECESSOR_SIGNAL, main, read_entry
 from workers.settings import WorkerSettings
 
 MAX_ATTEMPTS = 3
+#: Batches that a GPU has at once: the one it computes, and the next.
+IN_HAND = 2
 BLOCK_MS = 500
 EX_TEMPFAIL = 75
+
+
+class InHand(NamedTuple):
+    """A batch that was launched, and the entry that it came with."""
+
+    entry: Entry
+    launched: Launched
 
 
 class GpuWorker:
@@ -37,6 +55,8 @@ class GpuWorker:
 
     def __init__(self, settings: WorkerSettings, consumer: str) -> None:
         self.log = get_log("gpu")
+        # Compiled kernels outlast the process; a node that gets this folder starts warm.
+        os.environ.setdefault("TRITON_CACHE_DIR", str(Path(settings.state_dir) / "kernels"))
         self.engine = Engine(engine_spec(settings))
         self.log.info("model.loaded", message="models are loaded", **self.engine.facts)
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
@@ -45,35 +65,73 @@ class GpuWorker:
         limit_s = 2 * settings.batch_deadline_s
         self.lease = LeaseKeeper(self.broker, BATCHES, settings.lease_s, limit_s)
         self.deadline = Deadline(settings.batch_deadline_s)
-        # A predecessor that died of its batch left it in our name: the first that we take is it.
+        self.busy = BusyLog(self.log, settings.heartbeat_s)
+        self.depth = 1 if settings.device == "cpu" else IN_HAND
+        self.in_hand: deque[InHand] = deque()
+        # A predecessor that died of its batch left it in our name: the first that we take is it,
+        # unless it had another one in hand.
         self.blame = os.environ.get(PREDECESSOR_SIGNAL)
 
     def step(self) -> None:
-        """Takes one batch, computes it, hands the result on."""
-        for entry in self.broker.take(BATCHES, 1, BLOCK_MS):
-            with self.lease.holding(entry.id):
-                self._compute(entry)
-        self.blame = None
+        """Takes one batch and launches it; finishes the oldest one in hand when there are enough,
+        or nothing else to do."""
+        entries = self.broker.take(BATCHES, 1, 1 if self.in_hand else BLOCK_MS)
+        for entry in entries:
+            self.lease.hold(entry.id)
+            try:
+                self._take_on(entry)
+            finally:
+                if all(entry.id != other.entry.id for other in self.in_hand):
+                    self.lease.release(entry.id)
+        if entries:
+            self.blame = None
+        if len(self.in_hand) >= self.depth or not entries:
+            self._finish_oldest()
 
-    def _compute(self, entry: Entry) -> None:
+    def _take_on(self, entry: Entry) -> None:
         batch = read_entry(self.broker, BATCHES, entry, Batch)
         if batch is None:
             return
         if self.broker.is_cancelled(batch.job):
             self.broker.acknowledge(BATCHES, [entry.id])
             return
-        if self.blame and entry.deliveries > 1:
+        if self.blame and entry.deliveries > self.depth:
             self._hand_on_failure(entry, batch, f"the worker died of {self.blame}")
             return
+        alone = entry.deliveries > 1
+        while alone and self.in_hand:
+            self._finish_oldest()
         try:
             with self.deadline:
-                result = self.engine.compute(batch)
+                self.in_hand.append(InHand(entry, self.engine.launch(batch)))
         except Exception as error:
-            self.log.error("batch.error", message=str(error), **{"job.id": batch.job})
+            self._fail(entry, batch, error)
+        if alone:
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        if not self.in_hand:
+            return
+        entry, launched = self.in_hand[0]
+        try:
+            try:
+                with self.deadline:
+                    result = self.engine.finish(launched)
+            except Exception as error:
+                self._fail(entry, launched.batch, error)
+            self.busy.add(launched)
+            self._hand_on(entry, result, launched.batch)
+        finally:
+            self.in_hand.popleft()
+            self.lease.release(entry.id)
+
+    def _fail(self, entry: Entry, batch: Batch, error: Exception) -> NoReturn:
+        """Hands the batch on when it was the only one in hand; ends the process."""
+        self.log.error("batch.error", message=str(error), **{"job.id": batch.job})
+        if all(entry.id == other.entry.id for other in self.in_hand):
             # Reasons stand in shards, whose bytes are promised: no addresses, sizes or numbers.
             self._hand_on_failure(entry, batch, f"the models failed with {type(error).__name__}")
-            sys.exit(EX_TEMPFAIL)
-        self._hand_on(entry, result, batch)
+        sys.exit(EX_TEMPFAIL)
 
     def _hand_on(self, entry: Entry, result: BatchResult, batch: Batch) -> None:
         done = {"rows_computed": len(batch.record), "tokens_computed": num_tokens(batch)}
@@ -94,9 +152,47 @@ class GpuWorker:
             self.broker.hand_off(BATCHES, entry.id, again, None, batch.job)
 
     def close(self) -> None:
+        with suppress(UnavailableError):
+            while self.in_hand:
+                self._finish_oldest()
         self.deadline.close()
         self.lease.close()
         self.broker.close()
+
+
+class BusyLog:
+    """Says every few seconds, while there is work, how much of the time the device computed."""
+
+    def __init__(self, log: Any, every_s: float) -> None:
+        self._log = log
+        self._every_s = every_s
+        self._reset()
+
+    def _reset(self) -> None:
+        self._since = time.monotonic()
+        self._busy_s = 0.0
+        self._esm_tokens = self._dna_tokens = self._rows = self._batches = 0
+
+    def add(self, launched: Launched) -> None:
+        self._busy_s += launched.running.busy_s
+        batch = launched.batch
+        self._esm_tokens += len(batch.esm_tokens.data) if batch.esm_tokens is not None else 0
+        self._dna_tokens += len(batch.dna_tokens.data) if batch.dna_tokens is not None else 0
+        self._rows += len(batch.record)
+        self._batches += 1
+        elapsed_s = time.monotonic() - self._since
+        if elapsed_s >= self._every_s:
+            self._log.info(
+                "gpu.busy",
+                message=f"{self._rows / elapsed_s:,.0f} frames a second",
+                busy=round(self._busy_s / elapsed_s, 4),
+                seconds=round(elapsed_s, 3),
+                rows=self._rows,
+                esm_tokens=self._esm_tokens,
+                dna_tokens=self._dna_tokens,
+                batches=self._batches,
+            )
+            self._reset()
 
 
 def engine_spec(settings: WorkerSettings) -> EngineSpec:

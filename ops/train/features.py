@@ -75,9 +75,7 @@ class Embedder:
 
 def spec_widths(engine: Engine) -> tuple[int, int]:
     """Widths of the DNABERT-S and the ESM-2 embedding."""
-    assert engine.dnabert is not None
-    assert engine.esm2 is not None
-    return engine.dnabert.config.width, engine.esm2.config.width
+    return engine.width("dnabert"), engine.width("esm2")
 
 
 def _runs(fragments: I64) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,9 @@ an fsync takes N seconds longer. Processes of the role writer only.
 
 TEST_POISON is "KIND LETTERS": a gpu worker that meets a protein with those letters crashes
 ("crash": SIGSEGV), hangs ("hang"), runs out of memory ("memory"), or gives NaN ("nan").
+
+TEST_PROFILE is "AFTER SECONDS FILE": AFTER seconds from its start, a gpu worker records the kernels
+of a window of SECONDS, and writes to FILE as JSON the share of the window in which one ran.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ import errno
 import importlib.abc
 import importlib.machinery
 import io
+import json
 import os
 import signal
 import sys
+import threading
 import time
 
 
@@ -95,18 +100,16 @@ class _Patcher(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         from ops.nouns import Ragged
 
         mark = encode(Ragged.from_bytes([self.letters])).data[1:-1].tobytes()
-        embed = module.Engine.embed
+        launch = module.Engine.launch
 
         def poisoned(engine, batch):  # type: ignore[no-untyped-def]
             hit = [row for row, tokens in enumerate(batch.esm_tokens) if mark in tokens.tobytes()]
             if hit:
                 self.strike()
-            esm2, dnabert = embed(engine, batch)
-            if hit:
-                esm2[hit] = float("nan")
-            return esm2, dnabert
+            launched = launch(engine, batch)
+            return module.Launched(batch, Spoilt(launched.running, hit)) if hit else launched
 
-        module.Engine.embed = poisoned
+        module.Engine.launch = poisoned
 
     def strike(self) -> None:
         if self.kind == "crash":
@@ -119,6 +122,44 @@ class _Patcher(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             torch.empty(1 << 50, dtype=torch.uint8)
 
 
+class Spoilt:
+    """A batch under way of which some rows come out as NaN."""
+
+    def __init__(self, running, rows: list[int]) -> None:  # type: ignore[no-untyped-def]
+        self.running, self.rows = running, rows
+        self.busy_s = 0.0
+
+    def result(self):  # type: ignore[no-untyped-def]
+        outputs = self.running.result()
+        outputs.esm2[self.rows] = float("nan")
+        return outputs
+
+
+def profile_kernels(after: str, seconds: str, path: str) -> None:
+    """In a thread: the union of the intervals in which a kernel ran, over one window."""
+    time.sleep(float(after))
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        time.sleep(float(seconds))
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events()
+        if event.device_type == DeviceType.CUDA
+    )
+    busy = gaps = 0.0
+    end = spans[0][0]
+    for start, stop in spans:
+        gaps = max(gaps, start - end)
+        busy += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    window = end - spans[0][0]
+    figures = {"busy": busy / window, "window_us": window, "longest_gap_us": gaps}
+    with open(path, "w") as file:
+        json.dump({**figures, "kernels": len(spans)}, file)
+
+
 def role() -> str:
     """Of a worker: the last part of -m workers.ROLE."""
     words = sys.orig_argv
@@ -129,3 +170,6 @@ if os.environ.get("TEST_DISK_FAULT") and role() == "writer":
     DiskFaults(os.environ["TEST_DISK_FAULT"], os.environ["TEST_DISK_ROOT"]).install()
 if os.environ.get("TEST_POISON") and role() == "gpu":
     sys.meta_path.insert(0, _Patcher(*os.environ["TEST_POISON"].split()))
+if os.environ.get("TEST_PROFILE") and role() == "gpu":
+    arguments = os.environ["TEST_PROFILE"].split()
+    threading.Thread(target=profile_kernels, args=arguments, daemon=True).start()

@@ -13,7 +13,7 @@ from broker.codec import decode, encode
 from broker.keys import BATCHES, RESULTS
 from broker.queue import Broker
 from broker.server import PrivateServer
-from ops.engine import Engine
+from ops.engine import Engine, Launched
 from ops.esm_tokens import encode as esm_encode
 from ops.modelstore import BUNDLED, DEFAULT_NAMES
 from ops.nouns import Batch, BatchResult, Dtype, Ragged, Status
@@ -33,11 +33,11 @@ class PoisonedEngine(Engine):
 
     calls = 0
 
-    def compute(self, batch: Batch) -> BatchResult:
+    def launch(self, batch: Batch) -> Launched:
         type(self).calls += 1
         if POISON in batch.digest:
             raise RuntimeError("an illegal memory access was encountered")
-        return super().compute(batch)
+        return super().launch(batch)
 
 
 @pytest.fixture
@@ -169,3 +169,54 @@ def test_only_a_death_by_its_own_doing_halves_a_batch(
     # Then the batch was halved, or just computed
     stats = broker.stats().streams
     assert (stats[BATCHES].length, stats[RESULTS].length) == {2: (2, 0), 1: (0, 1)}[entries]
+
+
+def test_with_two_in_hand_a_failure_says_nothing_about_either(
+    settings: WorkerSettings,
+    broker: Broker,
+    redis_server: PrivateServer,
+    raw: Callable[[PrivateServer], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a worker with a good batch in hand, and one behind it that fails
+    monkeypatch.setattr(gpu, "Engine", PoisonedEngine)
+    good, bad = gpu.take_rows(make_batch(), np.arange(POISON)), make_batch()
+    for batch in (good, bad):
+        publish(broker, batch, raw, redis_server)
+    worker = GpuWorker(settings, "n:gpu:0")
+    worker.depth = gpu.IN_HAND
+    worker.step()
+    assert len(worker.in_hand) == 1
+    # When it takes the second one, then it ends, and neither is halved or lost
+    with pytest.raises(SystemExit):
+        worker.step()
+    worker.lease.close()
+    assert broker.stats().streams[BATCHES].length == 2
+    # And its successor computes each with nothing else in hand: now the failure counts
+    monkeypatch.setenv(PREDECESSOR_SIGNAL, "SIGSEGV")
+    successor = GpuWorker(settings, "n:gpu:0")
+    successor.depth = gpu.IN_HAND
+    successor.step()
+    assert broker.stats().streams[RESULTS].length == 1
+    with pytest.raises(SystemExit):
+        successor.step()
+    successor.lease.close()
+    assert broker.stats().streams[BATCHES].length == 2  # the halves
+
+
+def test_what_is_in_hand_is_finished_before_the_end(
+    settings: WorkerSettings,
+    broker: Broker,
+    redis_server: PrivateServer,
+    raw: Callable[[PrivateServer], Any],
+) -> None:
+    # Given a worker with a batch under way
+    publish(broker, make_batch(), raw, redis_server)
+    worker = GpuWorker(settings, "n:gpu:0")
+    worker.depth = gpu.IN_HAND
+    worker.step()
+    assert broker.stats().streams[RESULTS].length == 0
+    # When it is told to stop, then it hands on what it has
+    worker.close()
+    assert broker.stats().streams[RESULTS].length == 1
+    assert broker.stats().streams[BATCHES].length == 0

@@ -147,7 +147,7 @@ def test_unknown_variable_is_refused_with_a_suggestion(monkeypatch: pytest.Monke
     ("flags", "words"),
     [
         ({"dtype": "fp64"}, "setting dtype: input should be 'auto', 'fp32', 'fp16', 'bf16'"),
-        ({"attention": "plane"}, "setting attention: input should be 'auto', 'grouped'"),
+        ({"attention": "plane"}, "setting attention: input should be 'auto', 'triton'"),
         ({"packers": "many"}, "setting packers: input should be a valid integer"),
         ({"packers": -1}, "setting packers: input should be greater than or equal to 0, not '-1'"),
         ({"device": "gpu"}, "setting device: 'gpu' is not cpu, cuda or cuda:N"),
