@@ -7,6 +7,7 @@ import difflib
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,10 +244,16 @@ def frames(fasta: tuple[Path, ...], chunk_length: int, nucleotide: Path, protein
 @vnp.command()
 @click.argument("name", metavar="OUT_OR_ID")
 @click.option("--repair", is_flag=True, help="Compute anew what is damaged, and nothing else.")
-@click.option("--device", help="For --repair: cpu, cuda or cuda:N.")
+@click.option("--recompute", type=click.IntRange(min=1), help="Compute so many shards again, too.")
+@click.option("--device", help="For --repair and --recompute: cpu, cuda or cuda:N.")
 @config_option
 def verify(
-    name: str, repair: bool, device: str | None, config_file: Path | None, state_dir: Path | None
+    name: str,
+    repair: bool,
+    recompute: int | None,
+    device: str | None,
+    config_file: Path | None,
+    state_dir: Path | None,
 ) -> int:
     """Reads everything in an output folder again and checks it."""
     config = load_config(config_file, state_dir=state_dir, device=device)
@@ -256,7 +263,12 @@ def verify(
         return repair_folder(config, name)
     from daemon import show
 
-    return show.verify(config, name)
+    code = show.verify(config, name)
+    if recompute and not code:
+        from daemon.recompute import recompute as recompute_shards
+
+        code = recompute_shards(config, name, recompute)
+    return code
 
 
 @vnp.command()
@@ -267,6 +279,44 @@ def doctor(device: str | None, config_file: Path | None, state_dir: Path | None)
     from daemon.doctor import doctor as examine
 
     return examine(load_config(config_file, state_dir=state_dir, device=device))
+
+
+@vnp.group(cls=Commands)
+def bench() -> None:
+    """Measures what this machine gives."""
+
+
+@bench.command("gpu")
+@click.argument("genomes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--sizes", default="3B,650M", show_default=True, help="ESM-2 sizes, with commas.")
+@click.option("--dtypes", default="bf16,fp8", show_default=True)
+@click.option(
+    "--arms",
+    default="original,transformers,products,model,varlen,engine,service,dnabert",
+    show_default=True,
+)
+@click.option("--fragments", default=150_000, show_default=True, help="Of 500 bp, for the service.")
+@click.option("--seconds", default=20.0, show_default=True, help="Roughly, per arm.")
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("vnp-bench"))
+def bench_gpu(
+    genomes: tuple[Path, ...],
+    sizes: str,
+    dtypes: str,
+    arms: str,
+    fragments: int,
+    seconds: float,
+    folder: Path,
+) -> None:
+    """Compares, with random weights of true shapes, the original's way, others, and ours.
+
+    GENOMES are FASTA files that fragments are sampled from. Figures go to standard output as JSON,
+    a line per arm to standard error.
+    """
+    from daemon.bench import run as run_bench
+
+    chosen = sizes.split(","), dtypes.split(","), arms.split(",")
+    say = partial(click.echo, err=True)
+    click.echo(json.dumps(run_bench(folder, genomes, *chosen, fragments, seconds, say), indent=1))
 
 
 @vnp.group(cls=Commands)
