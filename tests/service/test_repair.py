@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ops.finish import shard_file
+from ops.manifest import encode_line, read_manifest
+from ops.shardfile import build_shard, read_shard
 from tests.crash.harness import Service, digests
 from tests.crash.test_kill import FIXTURES
 
@@ -66,3 +71,34 @@ def test_resume_names_what_is_damaged(shell: Service, tmp_path: Path) -> None:
     assert done.returncode == EX_IOERR
     assert "shard-000000.h5 is missing or damaged" in done.stderr
     assert f"vnp verify --repair {out}" in done.stderr
+
+
+def test_shards_are_computed_again_and_compared(shell: Service, tmp_path: Path) -> None:
+    # Given a finished job; When two of its shards are computed again, then they are the same
+    out = tmp_path / "out"
+    done = shell.vnp("verify", out, "--recompute", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(": the same bytes, the same numerics") == 2
+    # But when a shard holds another score, and manifest and tables vouch for it
+    forge(out, 0)
+    done = shell.vnp("verify", out, "--recompute", "1")
+    # Then it is named, with how far it is off
+    assert done.returncode == EX_IOERR, done.stdout + done.stderr
+    assert "shard 0: up to 0.25 apart, the same numerics" in done.stdout
+
+
+def forge(out: Path, number: int) -> None:
+    """Lowers the first score of a shard by 0.25, and makes its manifest line fit."""
+    manifest = out / "manifest.jsonl"
+    state = read_manifest(manifest)
+    assert state.header is not None
+    line = state.shards[number]
+    path = out / shard_file(number)
+    data = read_shard(path)
+    assert data.rows.scores is not None
+    data.rows.scores[0, 0] -= 0.25
+    image = build_shard(data.account, data.rows, state.header.identity)
+    path.write_bytes(image)
+    honest = encode_line(line)
+    forged = encode_line(replace(line, sha256=hashlib.sha256(image).hexdigest(), bytes=len(image)))
+    manifest.write_bytes(manifest.read_bytes().replace(honest, forged))

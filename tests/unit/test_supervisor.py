@@ -295,6 +295,11 @@ def test_cuda_is_hidden_from_all_but_its_worker() -> None:
     assert visible == {"packer-0": "", "gpu-0": "3", "gpu-1": "5", "writer-0": ""}
 
 
+def test_cuda_without_an_index_is_the_first_device() -> None:
+    [gpu] = make_children({"gpu": 1}, {}, ["cuda"])
+    assert gpu.environment["CUDA_VISIBLE_DEVICES"] == "0"
+
+
 def test_exit_codes_in_words() -> None:
     assert describe_exit(-9) == "signal SIGKILL"
     assert describe_exit(1) == "exit code 1"
