@@ -24,7 +24,7 @@ _BOOKS = ("get", "set", "del", "exists", "incr", "hget", "hset", "hdel", "hgetal
 _SCRIPTS = ("eval", "evalsha", "script|load")
 _CONNECTION = ("ping", "time", "select", "client|setinfo", "client|setname")
 _COMMANDS = {
-    "planner": (*_GROUPS, "xadd", *_BOOKS, *_SCRIPTS),
+    "planner": (*_GROUPS, "xadd", "info", *_BOOKS, *_SCRIPTS),
     "packer": (*_GROUPS, *_TAKE, "xadd", *_BOOKS, *_SCRIPTS),
     "gpu": (*_GROUPS, *_TAKE, "xadd", *_BOOKS, *_SCRIPTS),
     "writer": (*_GROUPS, *_TAKE, *_BOOKS, *_SCRIPTS),

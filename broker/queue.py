@@ -210,6 +210,15 @@ class Broker(SharedState):
         self.release(stream, ids)
         return sum(self._run_on_own("give_back", state, [NOBODY], page) or 0 for page in pages(ids))
 
+    @translated
+    def give_back_all(self) -> int:
+        """Gives up everything that is pending in our name, of all streams; returns how much."""
+        count = 0
+        for name, state in self._streams.items():
+            if self._group(name) is not None:
+                count += self.give_back(name, list(self._own_pending(state)))
+        return count
+
     def _run_on_own(self, script: str, state: _Stream, options: list[str], ids: list[str]) -> Any:
         """The script's reply; None when Redis has lost the group, and with it what was ours."""
         arguments = [state.group, self.consumer, *options, *ids]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import json
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -166,15 +167,37 @@ def submit(
 
 @vnp.command()
 @click.argument("job", required=False)
+@click.option("--watch", is_flag=True, help="Again every 2 s, until Ctrl-C or the job's end.")
 @json_option
 @config_option
 def status(
-    job: str | None, as_json: bool, config_file: Path | None, state_dir: Path | None
+    job: str | None,
+    watch: bool,
+    as_json: bool,
+    config_file: Path | None,
+    state_dir: Path | None,
 ) -> None:
     """Shows one JOB, or the service and its unfinished jobs."""
     from daemon import show
 
-    show.status(load_config(config_file, state_dir=state_dir), job, as_json)
+    config = load_config(config_file, state_dir=state_dir)
+    show.status(config, job, as_json)
+    while watch and show.is_unfinished(config, job):
+        time.sleep(show.WATCH_EVERY_S)
+        show.status(config, job, as_json)
+
+
+@vnp.command()
+@click.option("--once", is_flag=True, help="One look, also on a terminal.")
+@click.option("--redis-url", help="Where to look (default: the running service's).")
+@config_option
+def top(
+    once: bool, redis_url: str | None, config_file: Path | None, state_dir: Path | None
+) -> None:
+    """Shows queue, jobs and GPUs live; needs nothing but Redis."""
+    from daemon.top import top as show_top
+
+    show_top(load_config(config_file, state_dir=state_dir, redis_url=redis_url), once)
 
 
 @vnp.command("list")

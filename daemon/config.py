@@ -31,6 +31,7 @@ OTHER_VARIABLES = {
     "VNP_CONFIG",
     "VNP_SLOT",
     "VNP_READY_FD",
+    "VNP_PULSE_FD",
     "VNP_PREDECESSOR_SIGNAL",
     "VNP_WORKER_SETTINGS",
     "VNP_LOG_FILE_ONLY",
@@ -41,6 +42,8 @@ ROLES = ("planner", "packer", "gpu", "writer")
 #: 2 % of each other (docs/log.md); frames of 500 bp have about 0.65 DNABERT-S tokens per ESM-2
 #: token.
 BUDGETS = {"cpu": (10_752, 10_752), "cuda": (32_768, 24_576)}
+#: A GPU computes a batch in a second or two, the CPU one of the 15B in an hour.
+BATCH_DEADLINE_S = {"cpu": 3_600.0, "cuda": 120.0}
 Role = Literal["planner", "packer", "gpu", "writer"]
 
 
@@ -99,11 +102,26 @@ class Config(BaseSettings):
     shard_bases: int = Field(default=1 << 20, ge=1_000)
     shard_records: int = Field(default=8_192, ge=1)
     lease_s: float = Field(default=30.0, ge=1.0)
-    batch_deadline_s: float = Field(default=3_600.0, gt=0)
+    batch_deadline_s: float = Field(default=0.0, ge=0)
+    """A batch that takes longer hangs; 0: BATCH_DEADLINE_S of the device."""
+    stuck_s: float = Field(default=120.0, ge=5)
+    """A process that makes no step for so long is replaced."""
     window_shards: int = Field(default=8, ge=1)
     window_bytes: int = Field(default=1 << 30, ge=1 << 20)
     heartbeat_s: float = Field(default=10.0, gt=0)
     """Between two job.progress lines in the log."""
+    listen: str = ""
+    """HOST:PORT of /healthz, /readyz and /metrics; empty: nowhere. Loopback only."""
+    preemption: Literal["off", "auto", "aws", "gcp", "azure"] = "off"
+    """Whose notices are watched for; auto asks each cloud once."""
+    preemption_url: str | None = None
+    """Another address of the metadata service (tests)."""
+    preemption_file: Path | None = None
+    """A file that somebody makes when the machine is about to go."""
+    preemption_command: str = ""
+    """A shell command, asked every 5 s, that ends with 0 then."""
+    stop_limit_s: float = Field(default=20.0, ge=2)
+    """What a stop may take until the last process is killed."""
     input_roots: str = ""
     """Folders that inputs of jobs may lie in, with colons; empty: anywhere."""
     log_file: Path | None = None
@@ -119,6 +137,13 @@ class Config(BaseSettings):
         of_gpus = "cpu" not in names and len(set(names)) == len(names)
         if len(names) > 1 and set(names) != {"cpu"} and not of_gpus:
             raise ValueError("several devices must be different cuda:N, or cpu as often as wanted")
+        return value
+
+    @field_validator("listen")
+    @classmethod
+    def _loopback(cls, value: str) -> str:
+        if value and not re.fullmatch(r"(127\.[0-9.]+|localhost|\[::1\]):[0-9]+", value):
+            raise ValueError(f"{value!r} is not a loopback address like 127.0.0.1:9477")
         return value
 
     @field_validator("roles")
@@ -205,6 +230,17 @@ class Config(BaseSettings):
         return self.device.split(",")
 
     @property
+    def batch_limit_s(self) -> float:
+        """Seconds that a batch may take."""
+        kind = "cpu" if self.devices[0] == "cpu" else "cuda"
+        return self.batch_deadline_s or BATCH_DEADLINE_S[kind]
+
+    @property
+    def stuck_limits(self) -> dict[str, float]:
+        """By role. A gpu worker's step is as long as its batches, at most two of them."""
+        return {**dict.fromkeys(ROLES, self.stuck_s), "gpu": self.stuck_s + 2 * self.batch_limit_s}
+
+    @property
     def budgets(self) -> tuple[int, int]:
         """ESM-2 and DNABERT-S tokens of a batch."""
         esm, dna = BUDGETS["cpu" if self.devices[0] == "cpu" else "cuda"]
@@ -218,8 +254,17 @@ class Config(BaseSettings):
         return {role: counts[role] for role in self.roles.split(",")}
 
     @property
-    def log_path(self) -> Path:
+    def log_path(self) -> Path | None:
+        """The log file; None where the journal takes the lines (JOURNAL_STREAM) and no file was
+        asked for."""
+        if self.log_file is None and os.environ.get("JOURNAL_STREAM"):
+            return None
         return self.log_file or self.state_dir / "vnp.log"
+
+    @property
+    def node(self) -> str:
+        """How this machine is called in consumer names, epochs and run.json."""
+        return socket.gethostname()
 
     def worker_settings(self, redis_url: str) -> WorkerSettings:
         """The same settings as worker processes see them."""
@@ -227,7 +272,7 @@ class Config(BaseSettings):
             state_dir=str(self.state_dir.absolute()),
             redis_url=redis_url,
             identity=self.identity("virus", None, allow_chunk_length=True).to_dict(),
-            node=socket.gethostname(),
+            node=self.node,
             namespace=self.namespace,
             esm2=str(self.cards["esm2"].path),
             dnabert=str(self.cards["dnabert"].path),
@@ -245,13 +290,13 @@ class Config(BaseSettings):
             shard_bases=self.shard_bases,
             shard_records=self.shard_records,
             lease_s=self.lease_s,
-            batch_deadline_s=self.batch_deadline_s,
+            batch_deadline_s=self.batch_limit_s,
             window_shards=self.window_shards,
             window_bytes=self.window_bytes,
             heartbeat_s=self.heartbeat_s,
             threads=self.threads or self._threads_of_one,
             input_roots=self._input_roots,
-            log_file=str(self.log_path.absolute()),
+            log_file=str(self.log_path.absolute()) if self.log_path else None,
             log_level=self.log_level,
         )
 

@@ -56,7 +56,9 @@ def run_foreground(config: Config, request: JobRequest, console: Console, as_jso
 
 def _run(config: Config, request: JobRequest, console: Console, as_json: bool) -> int:
     job = submit(config, request)
+    # The terminal belongs to the progress bar, also where the journal would take lines.
     os.environ["VNP_LOG_FILE_ONLY"] = "1"
+    os.environ.pop("JOURNAL_STREAM", None)
     configure_logs("supervisor", level=config.log_level, log_file=str(config.log_path))
     stop = StopFlag()
     spec = JobStore(config.state_dir).spec(job)

@@ -4,27 +4,52 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from broker.client import require_redis, without_password
+from broker.queue import Broker
 from broker.server import PrivateServer
 from daemon.config import Config
-from daemon.supervisor import Supervisor, make_children
+from daemon.health import LATEST_TICK_S, HealthServer, Metrics
+from daemon.notify import Notifier
+from daemon.observer import Observer
+from daemon.preemption import Watcher
+from daemon.supervisor import START_LIMIT_S, Supervisor, make_children
 from ops.durable import FileLock, describe_os_error, make_dir, write_atomic
+from ops.errors import ConfigError, UnavailableError
+from ops.jobs import JobStore
 from workers.logs import configure_logs, get_log
 from workers.loop import StopFlag
 
 TICK_S = 0.05
+#: What is left of a notice for the end itself, after the last commit.
+NOTICE_RESERVE_S = 5.0
+LEAST_STOP_S = 2.0
+#: Settings that a reload may change, and the roles that are replaced for it. The gpu workers keep
+#: their models; they take such settings up at their next start.
+LIVE_SETTINGS = {
+    "log_level",
+    "heartbeat_s",
+    "window_shards",
+    "window_bytes",
+    "input_roots",
+    "stop_limit_s",
+    "stuck_s",
+}
+LIVE_ROLES = ("planner", "packer", "writer")
 
 
 class Service:
     """The processes of one state folder; a context manager, so that nothing outlives an error.
 
-    At most one per state folder (a lock says so). STATE/service.json tells clients where Redis is,
-    which identity is served, and whether the models are loaded.
+    At most one per state folder and role (locks say so). STATE/service.json tells clients where
+    Redis is, which identity is served, and whether the models are loaded.
     """
 
     def __init__(self, config: Config) -> None:
@@ -32,15 +57,17 @@ class Service:
         self.state = Path(config.state_dir)
         config.cards  # noqa: B018 - a missing model is told before anything starts
         make_state_dir(self.state)
-        self.lock = FileLock(
-            self.state / "service.lock", f"another vnpd serves {self.state}; stop it first"
-        )
+        self.locks = _lock_roles(config)
         server = None if config.redis_url else PrivateServer(self.state.absolute() / "redis")
         self.redis_url = config.redis_url or (server.url if server else "")
         settings = config.worker_settings(self.redis_url)
-        children = make_children(config.role_counts, settings.to_environment(), config.devices)
+        children = make_children(
+            config.role_counts, settings.to_environment(), config.devices, config.stuck_limits
+        )
         self.supervisor = Supervisor(children, server)
+        self.stop_limit_s = config.stop_limit_s
         self.ready = False
+        self.ticked_at = time.monotonic()
 
     def __enter__(self) -> Service:
         try:
@@ -49,7 +76,7 @@ class Service:
             else:
                 require_redis(self.redis_url)
         except BaseException:
-            self.lock.release()
+            self._unlock()
             raise
         self._publish()
         return self
@@ -60,28 +87,95 @@ class Service:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.supervisor.stop()
-        (self.state / "service.json").unlink(missing_ok=True)
-        self.lock.release()
+        self.supervisor.stop(self.stop_limit_s)
+        if self.supervisor.server is None:
+            self._give_back()
+        if self._speaks:
+            (self.state / "service.json").unlink(missing_ok=True)
+        self._unlock()
+
+    def _give_back(self) -> None:
+        """On a Redis that others share: what our processes have left undone, anyone may take now,
+        and need not wait for the leases."""
+        for child in self.supervisor.children:
+            consumer = f"{self.config.node}:{child.role}:{child.slot}"
+            broker = Broker(self.redis_url, self.config.namespace, consumer)
+            with suppress(UnavailableError):
+                broker.give_back_all()
+            broker.close()
+
+    def _unlock(self) -> None:
+        for lock in self.locks:
+            lock.release()
 
     def tick(self) -> None:
         """Tends the children; publishes readiness when it comes and when it goes."""
         self.supervisor.tick()
+        self.ticked_at = time.monotonic()
         if self.supervisor.ready != self.ready:
             self.ready = self.supervisor.ready
             self._publish()
             if self.ready:
                 get_log("supervisor").info("service.ready", message="every role takes work")
 
+    @property
+    def _speaks(self) -> bool:
+        """Of several services on one state folder the planner's is the one that clients ask."""
+        return "planner" in self.config.role_counts
+
     def _publish(self) -> None:
+        if not self._speaks:
+            return
         facts: dict[str, Any] = {
             "pid": os.getpid(),
+            "uid": os.getuid(),
             "redis_url": without_password(self.redis_url),  # any user may read this file
             "ready": self.ready,
             "identity": self.config.identity("virus", None, allow_chunk_length=True).to_dict(),
             "serves": self.config.served_settings,
         }
         write_atomic(self.state / "service.json", json.dumps(facts).encode() + b"\n")
+
+    def reload(self, fresh: Config) -> None:
+        """Takes up what can be changed while it runs; raises ConfigError for anything else."""
+        changed = {
+            name
+            for name in Config.model_fields
+            if getattr(fresh, name) != getattr(self.config, name)
+        }
+        if fixed := sorted(changed - LIVE_SETTINGS):
+            raise ConfigError(f"{', '.join(fixed)} cannot be changed by a reload; restart vnpd")
+        self.config, self.stop_limit_s = fresh, fresh.stop_limit_s
+        for child in self.supervisor.children:
+            child.stuck_s = fresh.stuck_limits[child.role]
+        if changed:
+            environment = fresh.worker_settings(self.redis_url).to_environment()
+            self.supervisor.renew(environment, LIVE_ROLES)
+
+    def why_not_alive(self) -> str:
+        """What is wrong, or nothing."""
+        age_s = time.monotonic() - self.ticked_at
+        if age_s > LATEST_TICK_S:
+            return f"the supervisor has not moved for {age_s:.0f} s"
+        return "" if self.supervisor.moves else "a process is stuck and cannot be replaced"
+
+    def why_not_ready(self) -> str:
+        waits = [child.name for child in self.supervisor.children if not child.ready]
+        return f"not ready: {', '.join(waits)}" if waits else self.why_not_alive()
+
+
+def _lock_roles(config: Config) -> list[FileLock]:
+    """One lock per role, so that units of different roles may share a state folder."""
+    locks: list[FileLock] = []
+    try:
+        for role in config.role_counts:
+            busy = f"another vnpd serves {config.state_dir} as {role}; stop it first"
+            locks.append(FileLock(config.state_dir / f"service-{role}.lock", busy))
+    except BaseException:
+        for lock in locks:
+            lock.release()
+        raise
+    return locks
 
 
 def make_state_dir(path: Path) -> None:
@@ -91,13 +185,120 @@ def make_state_dir(path: Path) -> None:
         raise describe_os_error(error, path) from error
 
 
-def serve(config: Config) -> int:
-    """Runs until SIGTERM or SIGINT; returns the exit code."""
+class _Flag:
+    """Raised by a signal."""
+
+    def __init__(self, signum: int) -> None:
+        self.raised = False
+        signal.signal(signum, self._raise)
+
+    def _raise(self, signum: int, frame: FrameType | None) -> None:
+        self.raised = True
+
+
+def serve(config: Config, read_config: Callable[[], Config]) -> int:
+    """Runs until SIGTERM, SIGINT or a preemption notice; returns the exit code.
+
+    read_config: reads the configuration again, for SIGHUP.
+    """
+    notifier = Notifier()  # first, so that no child inherits its variables
     make_state_dir(config.state_dir)
-    configure_logs("supervisor", level=config.log_level, log_file=str(config.log_path))
-    stop = StopFlag()
+    log_file = str(config.log_path) if config.log_path else None
+    configure_logs("supervisor", level=config.log_level, log_file=log_file)
+    stop, hang_up = StopFlag(), _Flag(signal.SIGHUP)
+    watcher = Watcher(
+        config.preemption,
+        config.preemption_url,
+        config.preemption_file,
+        config.preemption_command,
+    )
     with Service(config) as service:
-        while not stop.raised:
-            service.tick()
-            time.sleep(TICK_S)
+        front = _Front(service, notifier)
+        try:
+            hinted = False
+            while not stop.raised and watcher.preempted is None:
+                service.tick()
+                front.tell()
+                if hang_up.raised:
+                    hang_up.raised = False
+                    _reload(service, notifier, read_config)
+                if watcher.hinted and not hinted:
+                    service.supervisor.signal_role("gpu", signal.SIGUSR1)
+                hinted = watcher.hinted
+                time.sleep(TICK_S)
+        finally:
+            front.close()
+            watcher.close()
+        _begin_stop(service, notifier, watcher, stop)
+    watcher.drained()
+    get_log("supervisor").info("service.stopped", message="everything that counts is on disk")
     return 0
+
+
+def _begin_stop(service: Service, notifier: Notifier, watcher: Watcher, stop: StopFlag) -> None:
+    """Says why and for how long; the stop itself is the service's exit."""
+    notice = watcher.preempted
+    if notice is not None:
+        left_s = max(LEAST_STOP_S, notice.budget_s - NOTICE_RESERVE_S)
+        service.stop_limit_s = min(service.stop_limit_s, left_s)
+    source = notice.source if notice else signal.Signals(stop.signal).name
+    limit_s = service.stop_limit_s
+    notifier.send(
+        "STOPPING=1",
+        f"STATUS=stopping ({source}), at most {limit_s:.0f} s",
+        f"EXTEND_TIMEOUT_USEC={int((limit_s + NOTICE_RESERVE_S) * 1e6)}",
+    )
+    log = get_log("supervisor")
+    log.info("service.stopping", message=f"{source}; at most {limit_s:.0f} s", source=source)
+    for job in JobStore(service.config.state_dir).running():
+        message = "stops here; what is committed stays, and it goes on at the next start"
+        log.warning("job.preempted", message=message, source=source, **{"job.id": job})
+
+
+def _reload(service: Service, notifier: Notifier, read_config: Callable[[], Config]) -> None:
+    """A configuration that cannot be taken up changes nothing."""
+    usec = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000
+    notifier.send("RELOADING=1", f"MONOTONIC_USEC={usec}")
+    log = get_log("supervisor")
+    try:
+        service.reload(read_config())
+        log.info("config.reloaded", message="the configuration was read again")
+    except ConfigError as error:
+        log.error("config.refused", message=f"nothing has changed: {error}")
+    notifier.send("READY=1")
+
+
+class _Front:
+    """What the service shows of itself: to systemd, and on its health address."""
+
+    def __init__(self, service: Service, notifier: Notifier) -> None:
+        self._service, self._notifier = service, notifier
+        self._observer = Observer(service.redis_url, service.config.namespace)
+        self._started_at = time.monotonic()
+        self._told_ready = False
+        self._health: HealthServer | None = None
+        if service.config.listen:
+            metrics = Metrics(lambda: self._observer.latest, service)
+            self._health = HealthServer(
+                service.config.listen, service.why_not_alive, service.why_not_ready, metrics
+            )
+
+    def tell(self) -> None:
+        """Called at every tick."""
+        service, notifier = self._service, self._notifier
+        if service.ready and not self._told_ready:
+            self._told_ready = True
+            notifier.send("READY=1")
+        if not self._told_ready:
+            notifier.status(service.why_not_ready())
+            if time.monotonic() - self._started_at < START_LIMIT_S:
+                notifier.extend()
+        else:
+            notifier.status(self._observer.latest.in_words)
+        if service.supervisor.moves:
+            notifier.ping()
+
+    def close(self) -> None:
+        self._observer.close()
+        if self._health is not None:
+            self._health.close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import click
 
 from daemon.client import JobView, JobWatch, find_out, find_service
 from daemon.config import Config
-from ops.errors import ConfigError, NoInputError, UnavailableError
+from ops.errors import ConfigError, NoInputError, PermissionDeniedError, UnavailableError
 from ops.jobs import JobStore
 from ops.modelstore import ModelCard
 
-FOLLOW_POLL_S = 0.2
+FOLLOW_POLL_S, JOURNAL_POLL_S = 0.2, 1.0
+WATCH_EVERY_S = 2.0
 EX_DATAERR, EX_IOERR = 65, 74
 
 
@@ -39,6 +41,11 @@ def status(config: Config, job: str | None, as_json: bool) -> None:
     click.echo(f"service: {word}, {plural(len(views), 'unfinished job')}")
     if views:
         print_columns(_HEADINGS, [_cells(view) for view in views])
+
+
+def is_unfinished(config: Config, job: str | None) -> bool:
+    """True while there is something to watch: always, for the service itself."""
+    return job is None or JobStore(config.state_dir).outcome(job) is None
 
 
 def service_facts(config: Config) -> dict[str, Any]:
@@ -113,26 +120,56 @@ def jobs(config: Config, as_json: bool) -> None:
 
 
 def logs(config: Config, job: str, follow: bool) -> None:
-    """The job's lines of the service's log file."""
+    """The job's lines of the service's log file, or where there is none, of the journal."""
     store = JobStore(config.state_dir)
     store.spec(job)
     mark = f'"job.id": "{job}"'
+    path = config.log_path
+    if path is not None and (path.exists() or not shutil.which("journalctl")):
+        lines = _file_lines(path, follow, lambda: store.outcome(job) is not None)
+    else:
+        lines = _journal_lines(follow, lambda: store.outcome(job) is not None)
+    for line in lines:
+        if mark in line:
+            click.echo(line, nl=False)
+
+
+def _file_lines(path: Path, follow: bool, ended: Callable[[], bool]) -> Iterator[str]:
+    """All lines; with follow also those to come, until it has ended."""
     try:
-        stream = config.log_path.open()
+        stream = path.open()
     except OSError as error:
-        raise NoInputError(
-            f"log file {config.log_path} cannot be read: {error.strerror}"
-        ) from error
+        raise NoInputError(f"log file {path} cannot be read: {error.strerror}") from error
     with stream:
-        ended = False
+        last = not follow
         while True:
-            for line in stream:
-                if mark in line:
-                    click.echo(line, nl=False)
-            if not follow or ended:
+            yield from stream
+            if last:
                 return
-            ended = store.outcome(job) is not None
+            last = ended()
             time.sleep(FOLLOW_POLL_S)
+
+
+def _journal_lines(follow: bool, ended: Callable[[], bool]) -> Iterator[str]:
+    """Those of vnp's units. Raises PermissionDeniedError for a journal that may not be read."""
+    command = ["journalctl", "--output=cat", "--no-pager", "--unit=vnp*"]
+    seen = 0
+    last = not follow
+    while True:
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()
+            raise PermissionDeniedError(
+                f"the journal cannot be read ({reason[-1] if reason else 'journalctl failed'}); "
+                "ask to be put into the group systemd-journal"
+            )
+        lines = done.stdout.splitlines(keepends=True)
+        yield from lines[seen:]
+        seen = len(lines)
+        if last:
+            return
+        last = ended()
+        time.sleep(JOURNAL_POLL_S)
 
 
 def results(config: Config, name: str) -> None:

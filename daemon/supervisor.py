@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import IO
@@ -21,6 +21,7 @@ from broker.server import PrivateServer
 from ops.errors import VnpError
 from workers.logs import get_log
 from workers.loop import PREDECESSOR_SIGNAL, READY_FD, SLOT, die_with_parent
+from workers.pulse import PULSE_FD, Pulse
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
 EX_SOFTWARE, EX_TEMPFAIL = 70, 75
@@ -32,6 +33,10 @@ STOP_LIMIT_S = 20.0
 ATTRIBUTED = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE)
 #: Somebody else's doing, which says nothing about whether a child can start.
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
+#: A child that loads its models for longer than this is stuck, too.
+START_LIMIT_S = 900.0
+#: How long a killed process may take to be gone; longer than that, only a reboot helps.
+DEATH_LIMIT_S = 30.0
 #: A child that died this often in a row before it was ready will not start at all.
 MAX_FAILED_STARTS = 3
 #: Stopped first to last: no new work, then no new batches, then what is complete is committed.
@@ -61,6 +66,7 @@ class Child:
     role: str
     slot: int
     environment: Mapping[str, str]
+    stuck_s: float = START_LIMIT_S
     process: subprocess.Popen[bytes] | None = None
     ready: bool = False
     started_at: float = 0.0
@@ -69,6 +75,9 @@ class Child:
     predecessor_signal: str = ""
     failed_starts: int = 0
     problem: str = ""  # what the last failed start said of itself
+    pulse: Pulse = field(default_factory=Pulse.create, repr=False)
+    told_stuck: bool = False
+    _beat: tuple[int, float] = (0, 0.0)  # count, and when it was first seen
     _report: IO[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -83,12 +92,13 @@ class Child:
             **self.environment,
             SLOT: str(self.slot),
             READY_FD: str(write_end),
+            PULSE_FD: str(self.pulse.descriptor),
             PREDECESSOR_SIGNAL: self.predecessor_signal,
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"workers.{self.role}"],
             env=environment,
-            pass_fds=[write_end],
+            pass_fds=[write_end, self.pulse.descriptor],
             stdin=subprocess.DEVNULL,
             preexec_fn=partial(die_with_parent, os.getpid()),
             process_group=0,
@@ -98,6 +108,21 @@ class Child:
         self._report = os.fdopen(read_end, "rb")
         self.ready = False
         self.started_at = time.monotonic()
+        self._beat = (self.pulse.count, self.started_at)
+        self.told_stuck = False
+
+    def still_s(self) -> float:
+        """Seconds since the process was last seen to make a step, or, before that, to start."""
+        now = time.monotonic()
+        if self.pulse.count != self._beat[0]:
+            self._beat = (self.pulse.count, now)
+        return now - self._beat[1]
+
+    @property
+    def is_stuck(self) -> bool:
+        """True when it makes no step for too long: it hangs, or somebody has stopped it."""
+        limit_s = self.stuck_s if self.ready else START_LIMIT_S
+        return self.process is not None and self.still_s() > limit_s
 
     def read_report(self) -> None:
         """Notes that the child is ready, or why it is not.
@@ -159,11 +184,21 @@ class Supervisor:
         self.log = get_log("supervisor")
         self.children = children
         self.server = server
+        self.restarts = dict.fromkeys((child.role for child in children), 0)
 
     @property
     def ready(self) -> bool:
         """True when every role holds what it needs (models loaded) and could take work."""
         return all(child.ready for child in self.children)
+
+    @property
+    def moves(self) -> bool:
+        """False when a child is stuck and could not be got rid of: only a restart may help."""
+        return all(
+            child.process is None or child.still_s() < child.stuck_s + DEATH_LIMIT_S
+            for child in self.children
+            if child.ready
+        )
 
     def tick(self) -> None:
         """Replaces what has died; raises ChildFailedError when a child cannot start at all."""
@@ -182,15 +217,46 @@ class Supervisor:
             return
         child.read_report()
         code = child.process.poll()
+        if code is None and child.is_stuck:
+            self._end_stuck(child, child.process)
         if code is not None:
             child.read_report()
             child.note_death(code)
+            self.restarts[child.role] += 1
             self.log.error(
                 "worker.died",
                 message=f"{child.name} ended with {describe_exit(code)}; a fresh one follows",
                 worker=child.name,
                 exit_code=code,
             )
+
+    def _end_stuck(self, child: Child, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL says nothing about the batch in hand: that it hangs, its own deadline tells."""
+        if not child.told_stuck:
+            child.told_stuck = True
+            self.log.error(
+                "worker.stuck",
+                message=f"{child.name} made no step for {child.still_s():.0f} s and is replaced",
+                worker=child.name,
+            )
+        process.kill()
+
+    def signal_role(self, role: str, signum: int) -> None:
+        """To every ready process of a role."""
+        for child in self.children:
+            if child.role == role and child.ready and child.process is not None:
+                child.process.send_signal(signum)
+
+    def renew(self, environment: Mapping[str, str], roles: Iterable[str]) -> None:
+        """Gives all children new settings; those of the roles are replaced one after another, the
+        others take them up when they are replaced for another reason."""
+        for child in self.children:
+            child.environment = {**child.environment, **environment}
+            if child.role in roles and child.process is not None:
+                child.process.terminate()
+                end_process(child.process, time.monotonic() + STOP_LIMIT_S)
+                child.close_report()
+                child.start()
 
     def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
         """Ends all children in STOP_ORDER, each with what is left of limit_s, then Redis."""
@@ -222,9 +288,13 @@ def describe_exit(code: int) -> str:
 
 
 def make_children(
-    roles: Mapping[str, int], environment: Mapping[str, str], devices: list[str]
+    roles: Mapping[str, int],
+    environment: Mapping[str, str],
+    devices: list[str],
+    stuck_s: Mapping[str, float] | None = None,
 ) -> list[Child]:
-    """One Child per role and slot; roles maps a role to its number of processes.
+    """One Child per role and slot; roles maps a role to its number of processes, and stuck_s to the
+    seconds without a step after which one of them counts as stuck.
 
     Gpu workers take one device each ("cpu" or "cuda:N"); CUDA is hidden from everybody else, and a
     gpu worker sees only its own device.
@@ -235,5 +305,5 @@ def make_children(
             device = devices[slot] if role == "gpu" else "cpu"
             visible = (device.partition(":")[2] or "0") if device != "cpu" else ""
             own = {**environment, **MALLOC.get(role, {}), "CUDA_VISIBLE_DEVICES": visible}
-            children.append(Child(role, slot, own))
+            children.append(Child(role, slot, own, (stuck_s or {}).get(role, START_LIMIT_S)))
     return children

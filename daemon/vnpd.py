@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from daemon.service import serve
 def vnpd(config_file: Path | None, **flags: Any) -> int:
     """The resident service: keeps the models loaded and computes the jobs of vnp-submit.
 
-    Ends in order on SIGTERM; unfinished jobs go on at the next start.
+    Ends in order on SIGTERM; unfinished jobs go on at the next start. SIGHUP reads the
+    configuration again.
     """
-    return serve(load_config(config_file, **flags))
+    read_config = partial(load_config, config_file, **flags)
+    return serve(read_config(), read_config)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +115,13 @@ class Engine:
         """ESM-2 and DNABERT-S embeddings (rows, width) fp32; None where the batch has no tokens."""
         outputs = self.encoders.launch(batch.esm_tokens, batch.dna_tokens, None).result()
         return outputs.esm2, outputs.dnabert_s
+
+    @property
+    def memory_bytes(self) -> int:
+        """The largest amount of GPU memory in use so far; on the CPU, of memory."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1_024
 
     def width(self, name: str) -> int:
         """Of the embeddings of a model that is loaded."""

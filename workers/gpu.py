@@ -14,13 +14,15 @@ come back as second deliveries, and those are computed with nothing else in hand
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from types import FrameType
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -40,6 +42,8 @@ MAX_ATTEMPTS = 3
 #: Batches that a GPU has at once: the one it computes, and the next.
 IN_HAND = 2
 BLOCK_MS = 500
+#: Batches of such a worker are not begun any more once the machine may go.
+LONG_BATCH_S = 10.0
 EX_TEMPFAIL = 75
 
 
@@ -60,21 +64,32 @@ class GpuWorker:
         self.engine = Engine(engine_spec(settings))
         self.log.info("model.loaded", message="models are loaded", **self.engine.facts)
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
-        self.broker.register({"numerics": self.engine.numerics, **self.engine.facts})
+        self.said = {"role": "gpu", **self.engine.facts}
+        self.broker.register(self.said)
         # A batch may take its whole deadline, and then some time to be taken apart.
         limit_s = 2 * settings.batch_deadline_s
         self.lease = LeaseKeeper(self.broker, BATCHES, settings.lease_s, limit_s)
         self.deadline = Deadline(settings.batch_deadline_s)
-        self.busy = BusyLog(self.log, settings.heartbeat_s)
+        self.busy = BusyLog(settings.heartbeat_s, settings.esm_budget)
         self.depth = 1 if settings.device == "cpu" else IN_HAND
         self.in_hand: deque[InHand] = deque()
+        self.longest_batch_s = 0.0
+        self.is_hinted = False
+        signal.signal(signal.SIGUSR1, self._take_hint)
         # A predecessor that died of its batch left it in our name: the first that we take is it,
         # unless it had another one in hand.
         self.blame = os.environ.get(PREDECESSOR_SIGNAL)
 
+    def _take_hint(self, signum: int, frame: FrameType | None) -> None:
+        """SIGUSR1: the machine may go soon."""
+        self.is_hinted = True
+
     def step(self) -> None:
         """Takes one batch and launches it; finishes the oldest one in hand when there are enough,
         or nothing else to do."""
+        if self.is_hinted and self.longest_batch_s > LONG_BATCH_S and not self.in_hand:
+            time.sleep(BLOCK_MS / 1_000)  # what would hardly be finished is left to others
+            return
         entries = self.broker.take(BATCHES, 1, 1 if self.in_hand else BLOCK_MS)
         for entry in entries:
             self.lease.hold(entry.id)
@@ -113,17 +128,26 @@ class GpuWorker:
         if not self.in_hand:
             return
         entry, launched = self.in_hand[0]
+        began = time.monotonic()
         try:
             try:
                 with self.deadline:
                     result = self.engine.finish(launched)
             except Exception as error:
                 self._fail(entry, launched.batch, error)
-            self.busy.add(launched)
+            self.longest_batch_s = max(self.longest_batch_s, time.monotonic() - began)
+            self._tell(self.busy.add(launched, self.engine.memory_bytes))
             self._hand_on(entry, result, launched.batch)
         finally:
             self.in_hand.popleft()
             self.lease.release(entry.id)
+
+    def _tell(self, figures: dict[str, float] | None) -> None:
+        """In the log, and in Redis for `vnp top` and the metrics."""
+        if figures is not None:
+            message = f"{figures['frames_per_s']:,.0f} frames a second"
+            self.log.info("gpu.busy", message=message, **figures)
+            self.broker.register({**self.said, **figures})
 
     def _fail(self, entry: Entry, batch: Batch, error: Exception) -> NoReturn:
         """Hands the batch on when it was the only one in hand; ends the process."""
@@ -161,11 +185,11 @@ class GpuWorker:
 
 
 class BusyLog:
-    """Says every few seconds, while there is work, how much of the time the device computed."""
+    """Sums up, every few seconds while there is work, what the device did."""
 
-    def __init__(self, log: Any, every_s: float) -> None:
-        self._log = log
-        self._every_s = every_s
+    def __init__(self, every_s: float, budget: int) -> None:
+        self._every_s, self._budget = every_s, budget
+        self._rows_total = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -173,26 +197,32 @@ class BusyLog:
         self._busy_s = 0.0
         self._esm_tokens = self._dna_tokens = self._rows = self._batches = 0
 
-    def add(self, launched: Launched) -> None:
+    def add(self, launched: Launched, memory_bytes: int) -> dict[str, float] | None:
+        """Takes a batch in; figures when it is time for them."""
         self._busy_s += launched.running.busy_s
         batch = launched.batch
         self._esm_tokens += len(batch.esm_tokens.data) if batch.esm_tokens is not None else 0
         self._dna_tokens += len(batch.dna_tokens.data) if batch.dna_tokens is not None else 0
         self._rows += len(batch.record)
+        self._rows_total += len(batch.record)
         self._batches += 1
         elapsed_s = time.monotonic() - self._since
-        if elapsed_s >= self._every_s:
-            self._log.info(
-                "gpu.busy",
-                message=f"{self._rows / elapsed_s:,.0f} frames a second",
-                busy=round(self._busy_s / elapsed_s, 4),
-                seconds=round(elapsed_s, 3),
-                rows=self._rows,
-                esm_tokens=self._esm_tokens,
-                dna_tokens=self._dna_tokens,
-                batches=self._batches,
-            )
-            self._reset()
+        if elapsed_s < self._every_s:
+            return None
+        figures = {
+            "busy": round(self._busy_s / elapsed_s, 4),
+            "seconds": round(elapsed_s, 3),
+            "frames_per_s": round(self._rows / elapsed_s, 1),
+            "rows": self._rows,
+            "rows_total": self._rows_total,
+            "esm_tokens": self._esm_tokens,
+            "dna_tokens": self._dna_tokens,
+            "batches": self._batches,
+            "fill": round(self._esm_tokens / (self._batches * self._budget), 4),
+            "memory_bytes": memory_bytes,
+        }
+        self._reset()
+        return figures
 
 
 def engine_spec(settings: WorkerSettings) -> EngineSpec:

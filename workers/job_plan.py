@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from ops.cut import CutParams, PlanScan, cut_shards, plan_input
 from ops.errors import DataError
@@ -30,6 +31,7 @@ class JobPlan:
         self._tail: ManifestTail | None = None
         self._tasks: Iterator[ShardTask] | None = None
         self._held: ShardTask | None = None
+        self._first: tuple[float, int] | None = None  # when shards were first seen, how many
         self._plan: Plan | None = store.plan_or_none(job)
 
     @property
@@ -75,6 +77,26 @@ class JobPlan:
         self._plan = self._scan.result
         self._scan = None
         self.store.set_plan(self.id, self._plan)
+
+    def overview(self) -> dict[str, Any]:
+        """How it stands, in JSON values. eta_s: at the mean rate since this planner took it up."""
+        done, total = len(self.committed), self.num_shards
+        if self._first is None and done:
+            self._first = (time.monotonic(), done)
+        since, first = self._first or (0.0, done)
+        rate = (done - first) / (time.monotonic() - since) if done > first else 0.0
+        state = "planning" if self._plan is None else "waiting" if self.waits else "running"
+        return {
+            "id": self.id,
+            "state": state,
+            "pipeline": self.spec.pipeline,
+            "priority": self.spec.priority,
+            "out": self.spec.out,
+            "shards_done": done,
+            "shards_open": len(self.open),
+            "shards_total": total,
+            "eta_s": round((total - done) / rate) if rate else None,
+        }
 
     def look_whether_it_waits(self) -> None:
         self.waits = bool(self.store.waits_for(self.id))

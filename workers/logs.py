@@ -34,10 +34,12 @@ class _Lines:
                 [descriptor] if log_file_only() else [*self._descriptors, descriptor]
             )
 
-    def msg(self, message: str) -> None:
+    def msg(self, event: MutableMapping[str, Any]) -> None:
+        line = json.dumps(event, default=str, ensure_ascii=False)
         for descriptor in self._descriptors:
+            text = _for_people(event) if os.isatty(descriptor) else line
             with suppress(OSError):  # a log that cannot be written must not stop the work
-                os.write(descriptor, message.encode(errors="backslashreplace") + b"\n")
+                os.write(descriptor, text.encode(errors="backslashreplace") + b"\n")
 
     debug = info = warning = error = critical = msg
 
@@ -57,7 +59,7 @@ def configure_logs(role: str, *, level: str = "info", log_file: str | None = Non
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="@timestamp"),
             structlog.processors.format_exc_info,
             _to_fields,
-            _render,
+            _hand_over,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS.get(level, logging.INFO)),
         logger_factory=lambda *_: lines,
@@ -88,5 +90,31 @@ def _to_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> dict[str, An
     return {**fields, **event}
 
 
-def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
-    return json.dumps(event, default=str, ensure_ascii=False)
+def _hand_over(
+    _: Any, __: str, event: MutableMapping[str, Any]
+) -> tuple[tuple[MutableMapping[str, Any]], dict[str, Any]]:
+    """The fields as they are: `_Lines` knows who reads them."""
+    return (event,), {}
+
+
+#: On every line, or said by the line's place already.
+_NOT_FOR_PEOPLE = {
+    *("@timestamp", "log.level", "event.name", "message", "process.pid"),
+    *("service.name", "service.version", "vnp.role", "job.id", "error.stack_trace"),
+}
+
+
+def _for_people(event: MutableMapping[str, Any]) -> str:
+    """The same line at a terminal: time, level where it matters, role, job, sentence, the rest."""
+    level = event["log.level"]
+    words = [
+        str(event["@timestamp"])[11:19],
+        *([level.upper()] if level != "info" else []),
+        f"{event.get('vnp.role', '-')}:",
+        *([f"[{event['job.id']}]"] if "job.id" in event else []),
+        str(event["event.name"]),
+        str(event["message"]),
+        *(f"{name}={value}" for name, value in event.items() if name not in _NOT_FOR_PEOPLE),
+    ]
+    trace = event.get("error.stack_trace")
+    return " ".join(words) + (f"\n{trace}" if trace else "")

@@ -22,6 +22,7 @@ from broker.codec import MessageError, Noun, decode
 from broker.queue import Broker, Entry
 from ops.errors import InternalError, UnavailableError, VnpError
 from workers.logs import configure_logs, get_log
+from workers.pulse import Pulse
 from workers.settings import WorkerSettings
 
 READY_FD = "VNP_READY_FD"
@@ -80,18 +81,20 @@ def main(role: str, make_worker: Callable[[WorkerSettings, str], Worker]) -> Non
         _report({"error": f"{type(error).__name__}: {error}"})
         sys.exit(InternalError.exit_code)
     stop = StopFlag()  # a signal before this one ends the process: nothing needs an order yet
+    pulse = Pulse.inherited()
     _report({"ready": True})
     try:
-        _run_steps(role, worker, stop)
+        _run_steps(role, worker, stop, pulse)
     except Exception as error:
         _log_failure(role, error)
         sys.exit(InternalError.exit_code)
 
 
-def _run_steps(role: str, worker: Worker, stop: StopFlag) -> None:
+def _run_steps(role: str, worker: Worker, stop: StopFlag, pulse: Pulse) -> None:
     log = get_log(role)
     pause = 0.0
     while not stop.raised:
+        pulse.beat()
         try:
             worker.step()
             pause = 0.0

@@ -34,6 +34,8 @@ CHARGE_PER_BASE = 16
 LEAST_SHARE = 1 / 8
 #: Inputs whose first reading may be under way at once, each with its open file.
 MAX_READINGS = 8
+#: Between two words on how everything stands, and the number of jobs that these name.
+OVERVIEW_EVERY_S, MAX_OVERVIEW = 1.0, 30
 #: Between two looks whether anything is left in Redis.
 LOOK_EVERY_S = 1.0
 
@@ -56,6 +58,7 @@ class Planner:
         self.last_progress = time.monotonic()
         self.deadline_s = FIRST_DEADLINE_S
         self.next_heartbeat = time.monotonic() + settings.heartbeat_s
+        self.next_overview = 0.0
 
     def step(self) -> None:
         """One round: jobs come and go, commits are observed, the window is filled again."""
@@ -67,6 +70,7 @@ class Planner:
             self._issue_lost_again()
         self._issue_overdue_again()
         self._tell_progress()
+        self._tell_overview()
         validated, issued = self._validate_a_slice(), self._fill_window()
         if not validated and not issued:
             time.sleep(PAUSE_S)
@@ -204,6 +208,28 @@ class Planner:
                     shards_total=job.num_shards,
                     **{"job.id": job.id},
                 )
+
+    def _tell_overview(self) -> None:
+        """Says in Redis how the jobs and the queue stand, for `vnp top` and the metrics."""
+        if time.monotonic() < self.next_overview:
+            return
+        self.next_overview = time.monotonic() + OVERVIEW_EVERY_S
+        stats = self.broker.stats()
+        jobs = sorted(self.jobs.values(), key=lambda job: (-job.spec.priority, job.id))
+        self.broker.register(
+            {
+                "role": "planner",
+                "jobs": [job.overview() for job in jobs[:MAX_OVERVIEW]],
+                "jobs_total": len(jobs),
+                "shards_open": sum(len(job.open) for job in jobs),
+                "window_shards": self.settings.window_shards,
+                "streams": {name: vars(stream) for name, stream in stats.streams.items()},
+                "redis_memory_bytes": stats.memory_bytes,
+                "redis_max_memory_bytes": stats.max_memory_bytes,
+                "redis_version": stats.server_version,
+                "progress_age_s": round(time.monotonic() - self.last_progress, 1),
+            }
+        )
 
     def _fill_window(self) -> bool:
         """Issues one shard of the job whose turn it is; False when the window is full or dry."""

@@ -233,7 +233,8 @@ def wake_zombie_writer(world: World) -> None:
     with suppress(FileNotFoundError):
         (world.out / ".lock").unlink()
     environment["VNP_SLOT"] = "1"
-    environment.pop("VNP_READY_FD", None)
+    for descriptor in ("VNP_READY_FD", "VNP_PULSE_FD"):  # the supervisor's, not inherited
+        environment.pop(descriptor, None)
     with (world.service.folder / "service.log").open("ab") as log:
         successor = subprocess.Popen(
             [sys.executable, "-m", "workers.writer"], env=environment, stderr=log

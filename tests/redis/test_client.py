@@ -17,6 +17,7 @@ CALLS: dict[str, Callable[[Broker], object]] = {
     "take": lambda b: b.take(TASKS, 1, 20),
     "extend": lambda b: b.extend(TASKS, ["1-1"]),
     "give_back": lambda b: b.give_back(TASKS, ["1-1"]),
+    "give_back_all": lambda b: b.give_back_all(),
     "hand_off": lambda b: b.hand_off(TASKS, "1-1", [(BATCHES, b"x")], None, "job"),
     "acknowledge": lambda b: b.acknowledge(TASKS, ["1-1"]),
     "ensure_groups": lambda b: b.ensure_groups(),

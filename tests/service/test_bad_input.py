@@ -270,7 +270,10 @@ def test_second_service_on_a_state_folder(service: Service) -> None:
     facts = service.facts
     done = vnpd(service.folder)
     # Then it ends, and the first one goes on
-    words = (f"another vnpd serves {service.state}; stop it first", f"held by pid {facts['pid']}")
+    words = (
+        f"another vnpd serves {service.state} as planner; stop it first",
+        f"held by pid {facts['pid']}",
+    )
     refused(done, EX_CANTCREAT, *words)
     assert service.facts == facts
 
