@@ -6,11 +6,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help demo test lint bench crash endurance servers install clean
+.PHONY: help env demo test lint bench crash endurance servers install uninstall clean
 
 N     ?= 200
 SEED  ?= 1
 REDIS ?= 6.2
+PREFIX ?= /opt/vnp
+DESTDIR ?=
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -22,7 +24,7 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-install: $(READY)  ## the environment only
+env: $(READY)  ## the environment only
 
 demo: $(READY)  ## calls real genomes with the bundled models; again: says that it is done
 	$(BIN)/vnp run demo/genomes/*.fa --out demo-out
@@ -46,6 +48,12 @@ endurance: $(READY)  ## a million frames, and a thousand jobs beside a large one
 
 servers: $(READY)  ## Redis 7.0 and 8.2 for `make crash`, into .servers
 	$(BIN)/python -m tests.crash.servers
+
+install:  ## units, commands and an environment of their own: PREFIX=/opt/vnp, DESTDIR=; as root
+	PYTHON=$(PYTHON) systemd/install.sh "$(DESTDIR)" "$(PREFIX)"
+
+uninstall:  ## removes what install made; jobs, results and /etc/vnp stay
+	systemd/uninstall.sh "$(DESTDIR)" "$(PREFIX)"
 
 clean:  ## removes what the targets made
 	rm -rf $(VENV) demo-out build .servers *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -74,13 +74,20 @@ class PrivateServer:
     """A Redis of our own. `directory` is made with mode 0700 and holds its socket and its log.
 
     binary: the server to start; by default what `find_server` finds.
+    shared: the group may use it, too: mode 0750, and 0770 for the socket.
 
     The process dies with the *thread* that called `start`: start it from a main thread.
     """
 
     def __init__(
-        self, directory: Path, max_memory_bytes: int = 0, binary: Path | None = None
+        self,
+        directory: Path,
+        max_memory_bytes: int = 0,
+        binary: Path | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
+        self.shared = shared
         self.directory = directory.absolute()
         self.binary = binary
         self.max_memory_bytes = max_memory_bytes
@@ -111,8 +118,9 @@ class PrivateServer:
         """
         assert not self.alive
         binary = self.binary or find_server()
-        _make_private(self.directory)
-        _make_private(self.socket.parent)
+        mode = 0o750 if self.shared else 0o700
+        _make_private(self.directory, mode)
+        _make_private(self.socket.parent, mode)
         self.socket.unlink(missing_ok=True)
         parent = os.getpid()
         with self._log.open("wb") as log:
@@ -135,7 +143,7 @@ class PrivateServer:
         options = {
             "port": "0",  # no TCP
             "unixsocket": str(self.socket),
-            "unixsocketperm": "600",
+            "unixsocketperm": "770" if self.shared else "600",
             "dir": str(self.directory),
             "save": "",
             "appendonly": "no",
@@ -191,13 +199,13 @@ def _socket_path(directory: Path) -> Path:
     return Path(base) / f"vnp-{os.getuid()}-{name}" / "redis.sock"
 
 
-def _make_private(directory: Path) -> None:
-    """Makes a folder that only its owner may enter. Raises UnavailableError for one of others."""
+def _make_private(directory: Path, mode: int) -> None:
+    """Makes a folder that only its owner writes to. Raises UnavailableError for one of others."""
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
         status = directory.lstat()
         if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
-            directory.chmod(0o700)
+            directory.chmod(mode)
             return
     except OSError as error:
         raise UnavailableError(

@@ -160,7 +160,8 @@ def submit(
     from daemon import client
 
     config = client.served_config(load_config(config_file, state_dir=state_dir))
-    job = client.submit(config, make_request(fasta, options))
+    of_other = client.is_other_users(client.find_service(config))
+    job = client.submit(config, make_request(fasta, options), to_other_user=of_other)
     click.echo(json.dumps({"id": job}) if as_json else job)
     return client.wait(config, [job]) if wait_for_it else 0
 

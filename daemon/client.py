@@ -7,12 +7,13 @@ import getpass
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from daemon.config import Config
 from ops.durable import describe_os_error, make_dir
@@ -23,6 +24,10 @@ from ops.manifest import ManifestTail
 from ops.source import check_readable
 
 WAIT_POLL_S = 0.2
+#: What systemd hides from the service (ProtectHome, PrivateTmp), whatever the modes say.
+HIDDEN_FOLDERS = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+#: What another user makes for the service, its group may read.
+GROUP_UMASK = 0o027
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +46,15 @@ class JobRequest:
     same_numerics: bool = False
 
     @property
+    def stem(self) -> str:
+        """The first input's name, without what follows a dot."""
+        first = Path(self.inputs[0]).name if self.inputs[0] != "-" else "stdin"
+        return first.split(".")[0]
+
+    @property
     def out_path(self) -> Path:
         """OUT, absolute; by default STEM.vnp in the current folder, after the first input."""
-        if self.out is not None:
-            return Path(self.out).absolute()
-        first = Path(self.inputs[0]).name if self.inputs[0] != "-" else "stdin"
-        return Path(first.split(".")[0] + ".vnp").absolute()
+        return Path(self.out if self.out is not None else f"{self.stem}.vnp").absolute()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +80,11 @@ class JobView:
     eta_s: float | None = None
 
 
-def submit(config: Config, request: JobRequest) -> str:
+def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) -> str:
     """Accepts a job durably and returns its id; the same request again returns the same id.
+
+    to_other_user: the service is not ours. Inputs that it cannot read are copied into its spool,
+    and without --out the results lie in its state folder, readable by its group.
 
     Raises NoInputError, UsageError, ConfigError, OutputError before anything is written.
     """
@@ -87,14 +98,23 @@ def submit(config: Config, request: JobRequest) -> str:
         raise UsageError("--compat is for virus jobs; leave it out")
     if request.chunk_length is not None and request.pipeline != "virus":
         raise UsageError("--chunk-length is for virus jobs; leave it out")
-    if request.out_path.exists() and not request.out_path.is_dir():
-        raise OutputError(f"{request.out_path} is a file, not a folder; choose another --out")
     store = JobStore(config.state_dir)
     job = new_job_id()
+    out = request.out_path
+    if to_other_user:
+        os.umask(GROUP_UMASK)
+        if request.out is None:
+            out = config.state_dir / "results" / f"{request.stem}-{job}"
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out} is a file, not a folder; choose another --out")
+    inputs = [
+        _input(path, store.spool_path(job, number), to_other_user)
+        for number, path in enumerate(request.inputs)
+    ]
     spec = JobSpec(
         id=job,
-        inputs=tuple(_input(path, config.state_dir, job) for path in request.inputs),
-        out=str(request.out_path),
+        inputs=tuple(inputs),
+        out=str(out.absolute()),
         identity=identity,
         embeddings=request.embeddings or request.pipeline != "virus",
         compat=request.compat,
@@ -117,23 +137,44 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _input(path: str, state_dir: Path, job: str) -> InputFile:
-    source = _spool_standard_input(state_dir, job) if path == "-" else Path(path).absolute()
+def _input(path: str, spool: Path, to_other_user: bool) -> InputFile:
+    """The file itself, or a copy of what the service could not read when the job's turn comes."""
+    source = Path(path).absolute()
+    if path == "-":
+        source = _spool(sys.stdin.buffer, spool.absolute())
+    elif to_other_user and not _all_may_read(source):
+        check_readable(source)
+        with source.open("rb") as stream:
+            source = _spool(stream, spool.absolute())
     check_readable(source)
     status = source.stat()
     return InputFile(str(source), status.st_size, status.st_mtime_ns)
 
 
-def _spool_standard_input(state_dir: Path, job: str) -> Path:
-    """Standard input is gone when the job is read again, so it is kept beside the job files."""
-    path = JobStore(state_dir.absolute()).spool_path(job)
+def _all_may_read(path: Path) -> bool:
+    """True when the modes of a file and its folders let every user read it."""
+    real = path.resolve()
+    hidden = any(real.is_relative_to(folder) for folder in HIDDEN_FOLDERS)
+    try:
+        return (
+            not hidden
+            and bool(real.stat().st_mode & stat.S_IROTH)
+            and all(folder.stat().st_mode & stat.S_IXOTH for folder in real.parents)
+        )
+    except OSError:
+        return False
+
+
+def _spool(source: BinaryIO, path: Path) -> Path:
+    """Copies a stream durably beside the job files; returns where."""
     try:
         make_dir(path.parent)
         with path.open("wb") as spool:
-            shutil.copyfileobj(sys.stdin.buffer, spool)
+            shutil.copyfileobj(source, spool)
             spool.flush()
             os.fsync(spool.fileno())
     except OSError as error:
+        path.unlink(missing_ok=True)
         raise describe_os_error(error, path) from error
     return path
 
@@ -151,6 +192,11 @@ def find_service(config: Config) -> dict[str, Any]:
             f"no vnpd runs on {config.state_dir}; start it with `vnpd`, or use `vnp run`"
         ) from error
     return facts
+
+
+def is_other_users(facts: dict[str, Any]) -> bool:
+    """True when the service runs as somebody else."""
+    return bool(facts.get("uid", os.getuid()) != os.getuid())
 
 
 def served_config(config: Config) -> Config:

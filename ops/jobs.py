@@ -170,14 +170,15 @@ class JobStore:
         name = hashlib.sha256(os.fsencode(out)).hexdigest()[:32]
         return self.folder.parent / "outs" / name
 
-    def spool_path(self, job: str) -> Path:
-        """Where a job's standard input is kept until the job has ended."""
-        return self.folder.parent / "spool" / f"{job}.fasta"
+    def spool_path(self, job: str, number: int = 0) -> Path:
+        """Where an input that the service cannot read itself (standard input, another user's file)
+        is kept until the job has ended; number: its place among the job's inputs."""
+        return self.folder.parent / "spool" / f"{job}.{number}.fasta"
 
     def clear_spool(self) -> None:
         """Removes what was kept of jobs that have ended."""
         for path in self.spool_path("").parent.glob("*.fasta"):
-            if self.outcome(path.stem) is not None:
+            if self.outcome(path.name.partition(".")[0]) is not None:
                 path.unlink(missing_ok=True)
 
     def spec(self, job: str) -> JobSpec:
