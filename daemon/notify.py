@@ -54,3 +54,9 @@ class Notifier:
         if now >= self._next_extension:
             self._next_extension = now + EXTEND_EVERY_S
             self.send(f"EXTEND_TIMEOUT_USEC={int(EXTENSION_S * 1e6)}")
+
+    def close(self) -> None:
+        """Says nothing any more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

@@ -332,7 +332,7 @@ class Watcher:
             try:
                 self._note(source.name, source.poll())
                 failures, pause = 0, POLL_S[source.name]
-            except MetadataError as error:
+            except (MetadataError, OSError) as error:
                 if not failures:
                     self._log.warning("preemption.unknown", message=str(error), source=source.name)
                 failures += 1

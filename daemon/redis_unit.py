@@ -41,6 +41,7 @@ def vnp_redis(directory: Path) -> int:
             time.sleep(TICK_S)
     finally:
         notifier.send("STOPPING=1")
+        notifier.close()
         server.stop()
     return 0
 

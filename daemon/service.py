@@ -232,6 +232,7 @@ def serve(config: Config, read_config: Callable[[], Config]) -> int:
         _begin_stop(service, notifier, watcher, stop)
     watcher.drained()
     get_log("supervisor").info("service.stopped", message="everything that counts is on disk")
+    notifier.close()
     return 0
 
 
