@@ -297,12 +297,15 @@ def verify(
 
 @vnp.command()
 @click.option("--device", help="cpu, cuda or cuda:N.")
+@json_option
 @config_option
-def doctor(device: str | None, config_file: Path | None, state_dir: Path | None) -> int:
-    """Checks this machine: device, Redis, models, and a known answer."""
+def doctor(
+    device: str | None, as_json: bool, config_file: Path | None, state_dir: Path | None
+) -> int:
+    """Checks this machine: device, Redis, folders, units, models, and a known answer."""
     from daemon.doctor import doctor as examine
 
-    return examine(load_config(config_file, state_dir=state_dir, device=device))
+    return examine(load_config(config_file, state_dir=state_dir, device=device), as_json)
 
 
 @vnp.group(cls=Commands)

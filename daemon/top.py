@@ -117,8 +117,9 @@ def _figures(said: dict[str, Any]) -> tuple[str, str, str, str]:
 
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
+    for heading in headings[:-1]:
         table.add_column(heading, no_wrap=True)
+    table.add_column(headings[-1], overflow="fold")  # what is too long is so at the expense of this
     return table
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from broker.client import connect
+from broker.server import PrivateServer
 from ops.modelstore import BUNDLED, WEIGHTS, read_card, verify_model
 from tests.service.shell import Shell, refused
 from tests.unit.genome_fixtures import open_letters
@@ -135,8 +137,13 @@ def test_doctor_gives_a_known_answer(shell: Shell) -> None:
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stdout + done.stderr
     assert [line[0] for line in lines] == ["ok"] * len(lines)
-    names = ["python", "device", "redis", "state folder", "models", "known answer"]
-    assert [line[1] for line in lines] == names
+    names = ["python", "driver", "device", "redis", "folders", "units", "clock", "models"]
+    assert [line[1] for line in lines] == [*names, "known answer"]
+    # And programs get the same as JSON
+    found = json.loads(shell("vnp", "doctor", "--json").stdout)
+    assert [(line["check"], line["ok"]) for line in found] == [(n, True) for n in names] + [
+        ("known answer", True)
+    ]
 
 
 def test_doctor_names_what_is_wrong(shell: Shell) -> None:
@@ -157,3 +164,12 @@ def test_doctor_names_what_is_wrong(shell: Shell) -> None:
     assert set(failed) == {"redis", "models"}
     assert "does not answer" in failed["redis"]
     assert "is damaged" in failed["models"]
+
+
+def test_doctor_warns_of_a_redis_that_forgets(shell: Shell, fresh_server: PrivateServer) -> None:
+    # Given a Redis that may drop what it was given
+    connect(fresh_server.url, "command").config_set("maxmemory-policy", "allkeys-lru")
+    # When examined; Then that line says what to do
+    done = shell("vnp", "doctor", VNP_REDIS_URL=fresh_server.url)
+    assert done.returncode == 78
+    assert "FAILED\tredis\tmaxmemory-policy is allkeys-lru; set it to noeviction" in done.stdout

@@ -48,8 +48,14 @@ def test_exposure(units: Path, name: str, limit: int) -> None:
     assert done.returncode == 0, done.stdout[-400:] + done.stderr
 
 
+#: What `inside.py` calls; the interpreter of the installation must be one that all users may run.
+PROGRAMS = ("/usr/bin/python3.11", "/lib/systemd/systemd", "unshare", "runuser", "useradd", "pgrep")
+MISSING = [name for name in PROGRAMS if shutil.which(name) is None]
+
+
 @needs_systemd
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to boot a systemd")
+@pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
 @pytest.mark.timeout(900)
 def test_under_systemd() -> None:
     command = [str(HERE / "with-systemd"), "--", sys.executable, "-m", "pytest", "-x", "-q"]
