@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 import time
@@ -58,10 +59,10 @@ def _driver(config: Config) -> str:
     if config.devices[0] == "cpu":
         return "not needed on the cpu"
     try:
-        first = DRIVER.read_text().partition("\n")[0]
+        version = re.search(r"\b[0-9]{3,}\.[0-9.]+", DRIVER.read_text())
     except FileNotFoundError as error:
         raise ConfigError(f"no NVIDIA driver is loaded ({DRIVER}); use --device cpu") from error
-    return " ".join(first.partition("Module")[2].split()) or first
+    return f"NVIDIA {version[0]}" if version else f"{DRIVER} names no version"
 
 
 def _device(config: Config) -> str:

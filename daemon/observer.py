@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker.state import SharedState
+from daemon.show import plural
 from ops.errors import UnavailableError
 
 LOOK_EVERY_S = 2.0
@@ -47,7 +48,7 @@ class Snapshot:
         if self.error:
             return f"Redis does not answer: {self.error}"
         waiting = sum(job["state"] == "waiting" for job in self.jobs)
-        words = [f"{self.planner.get('jobs_total', 0)} unfinished jobs"]
+        words = [plural(self.planner.get("jobs_total", 0), "unfinished job")]
         if self.jobs:
             done = sum(job["shards_done"] for job in self.jobs)
             words.append(f"shard {done} of {sum(job['shards_total'] for job in self.jobs)}")

@@ -251,9 +251,19 @@ def _begin_stop(service: Service, notifier: Notifier, watcher: Watcher, stop: St
     )
     log = get_log("supervisor")
     log.info("service.stopping", message=f"{source}; at most {limit_s:.0f} s", source=source)
-    for job in JobStore(service.config.state_dir).running():
+    if "writer" in service.config.role_counts:
+        _note_preempted(JobStore(service.config.state_dir), source)
+
+
+def _note_preempted(store: JobStore, source: str) -> None:
+    """Said by the service that has the writer: elsewhere others go on with the job."""
+    for job in store.running():
         message = "stops here; what is committed stays, and it goes on at the next start"
-        log.warning("job.preempted", message=message, source=source, **{"job.id": job})
+        get_log("supervisor").warning(
+            "job.preempted", message=message, source=source, **{"job.id": job}
+        )
+        with suppress(OSError):  # a full disk must not keep the machine from going
+            store.note_preempted(job)
 
 
 def _reload(service: Service, notifier: Notifier, read_config: Callable[[], Config]) -> None:

@@ -2,7 +2,7 @@
 
 The state folder is the only memory of the service: everything in Redis can be made again from it
 and from the output folders. Who writes what: the client ID.json and ID.cancel, the planner
-ID.plan.json, the writer ID.open.json, whoever ends a job ID.done.json.
+ID.plan.json, the writer ID.open.json, the supervisor ID.preempted, whoever ends a job ID.done.json.
 """
 
 from __future__ import annotations
@@ -249,6 +249,17 @@ class JobStore:
 
     def is_cancelled(self, job: str) -> bool:
         return self._path(job, "cancel").exists()
+
+    def note_preempted(self, job: str) -> None:
+        """Counts one more orderly stop in the middle of a job."""
+        write_atomic(self._path(job, "preempted"), b"%d" % (self.preemptions(job) + 1))
+
+    def preemptions(self, job: str) -> int:
+        """How often the service was told to stop, or its machine about to go, during a job."""
+        try:
+            return int(self._path(job, "preempted").read_bytes())
+        except FileNotFoundError:
+            return 0
 
     def reopen(self, job: str) -> None:
         """Makes a job that ended unfinished again: it is planned anew and goes on where it was.

@@ -47,7 +47,7 @@ def describe_run(
         "numerics": list(numerics),
         "gpus": [],
         # Every new writer but the first one, whatever had ended the one before.
-        "preemptions_survived": max(0, len(epochs) - 1),
+        "interruptions_survived": max(0, len(epochs) - 1),
     }
 
 

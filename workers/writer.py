@@ -280,7 +280,10 @@ class Writer:
 
     def _advance_finish(self, job: str, held: OpenJob) -> None:
         if held.finishing is None and held.retry_at <= time.monotonic():
-            facts = {"gpus": self._devices()}
+            facts = {
+                "gpus": self._devices(),
+                "preemptions_survived": self.store.preemptions(job),
+            }
             held.finishing = self.outputs.submit(self._finish, held, facts)
         elif held.finishing is not None and held.finishing.done():
             finishing, held.finishing = held.finishing, None

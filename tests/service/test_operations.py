@@ -88,7 +88,10 @@ def test_preempted_and_resumed(make_service: Callable[..., Service], reads: Path
         service.wait(job)
         assert digests(out) == digests(plain)
         assert [line["job.id"] for line in events(service, "job.resumed")] == [job]
-        assert json.loads((out / "run.json").read_text())["preemptions_survived"] == 1
+        run = json.loads((out / "run.json").read_text())
+        assert (run["preemptions_survived"], run["interruptions_survived"]) == (1, 1)
+        # And of the job that nothing disturbed, too
+        assert json.loads((plain / "run.json").read_text())["preemptions_survived"] == 0
 
 
 def test_notice_after_sigterm(make_service: Callable[..., Service], reads: Path) -> None:

@@ -171,7 +171,7 @@ def test_killed_writer_is_replaced(
     # Then nothing of it can be seen, but in run.json
     assert result == undisturbed
     run = json.loads((out / "run.json").read_text())
-    assert run["preemptions_survived"] == len(kills)
+    assert run["interruptions_survived"] == len(kills)
 
 
 def test_file_without_its_line_is_not_committed(

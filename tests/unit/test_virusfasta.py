@@ -113,7 +113,7 @@ def test_run_json_tells_the_story(tmp_path: Path) -> None:
     assert run["parameters"]["chunk_length"] == 300
     assert run["counts"] == vars(counts)
     assert (counts.records, counts.viruses) == (8, 1)
-    assert run["preemptions_survived"] == 1
+    assert run["interruptions_survived"] == 1
     assert run["numerics"] == ["0123456789abcdef"]
     assert run["gpus"] == ["cpu"]
     assert set(run["files"]) == {"sequences.tsv", "chunks.tsv", "virus.fasta.gz"}
