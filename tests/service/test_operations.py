@@ -155,13 +155,14 @@ def test_reload(make_service: Callable[..., Service], reads: Path, tmp_path: Pat
     service.process.send_signal(signal.SIGHUP)
     until(lambda: bool(events(service, "config.reloaded")), "the reload")
     # And one that is not live, or no setting at all, is refused with what to do
-    for text, words in (("shard_bases = 9999\n", "restart vnpd"), ("device = 'x'\n", "cpu, cuda")):
+    for text, words in (("namespace = 'b'\n", "restart vnpd"), ("device = 'x'\n", "cpu, cuda")):
         count = len(events(service, "config.refused"))
         config.write_text(text)
         service.process.send_signal(signal.SIGHUP)
         until(lambda n=count: len(events(service, "config.refused")) > n, "the refusal")
         assert words in events(service, "config.refused")[-1]["message"]
     # And the job goes on to its end
+    config.write_text("")
     service.wait(job)
     assert service.processes("gpu")[0].pid == gpu
 
