@@ -69,7 +69,7 @@ def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What describes a job, in `vnp run` and `vnp submit` alike."""
     options = [
-        click.argument("fasta", nargs=-1, required=True),
+        click.argument("fasta", nargs=-1),
         click.option("--out", help="Output folder (default: STEM.vnp here)."),
         click.option("--pipeline", type=Pipeline(), default="virus", show_default=True),
         click.option(
@@ -84,6 +84,25 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--compat", is_flag=True, help="Also write the original program's two files."),
         click.option(
             "--priority", type=int, default=0, show_default=True, help="Higher goes first."
+        ),
+        click.option(
+            "--min-length",
+            type=click.IntRange(min=0),
+            default=0,
+            help="Shorter records get the status filtered.",
+        ),
+        click.option(
+            "--max-ambiguous",
+            type=click.IntRange(0, 100),
+            default=100,
+            metavar="PERCENT",
+            help="Chunks with a larger share of N and the like get the status ambiguous.",
+        ),
+        click.option("--strict", is_flag=True, help="Refuse two records of the same name."),
+        click.option(
+            "--files-from",
+            metavar="LIST",
+            help="A file that names inputs, one a line; - for standard input.",
         ),
         click.option("--force", is_flag=True, help="Compute anew; replaces what OUT holds."),
         click.option("--same-numerics", is_flag=True, help="Refuse to go on with other rounding."),
@@ -101,9 +120,9 @@ def load_config(config_file: Path | None, **flags: Any) -> Config:
 
 
 def make_request(fasta: tuple[str, ...], options: dict[str, Any]) -> JobRequest:
-    from daemon.client import JobRequest
+    from daemon.client import JobRequest, list_inputs
 
-    return JobRequest(inputs=fasta, **options)
+    return JobRequest(inputs=list_inputs(fasta, options.pop("files_from")), **options)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -44,6 +44,9 @@ class JobRequest:
     force: bool = False
     allow_chunk_length: bool = False
     same_numerics: bool = False
+    min_length: int = 0
+    max_ambiguous: int = 100
+    strict: bool = False
 
     @property
     def stem(self) -> str:
@@ -80,6 +83,23 @@ class JobView:
     eta_s: float | None = None
 
 
+def list_inputs(named: Sequence[str], files_from: str | None) -> tuple[str, ...]:
+    """The inputs of a job: those named, then those of a list. Raises UsageError: there is none."""
+    listed: list[str] = []
+    if files_from is not None:
+        try:
+            text = sys.stdin.read() if files_from == "-" else Path(files_from).read_text()
+        except OSError as error:
+            raise NoInputError(f"{files_from} cannot be read: {error.strerror}") from error
+        listed = [line.strip() for line in text.splitlines() if line.strip()]
+    inputs = (*named, *listed)
+    if not inputs:
+        raise UsageError("name FASTA files, or - for standard input, or give --files-from LIST")
+    if inputs.count("-") + (files_from == "-") > 1:
+        raise UsageError("standard input can be read once; name - only there")
+    return inputs
+
+
 def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) -> str:
     """Accepts a job durably and returns its id; the same request again returns the same id.
 
@@ -93,11 +113,15 @@ def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) 
         request.chunk_length,
         allow_chunk_length=request.allow_chunk_length,
         uracil_as_t=not request.compat,
+        min_length=request.min_length,
+        max_ambiguous=request.max_ambiguous,
     )
     if request.compat and request.pipeline != "virus":
         raise UsageError("--compat is for virus jobs; leave it out")
     if request.chunk_length is not None and request.pipeline != "virus":
         raise UsageError("--chunk-length is for virus jobs; leave it out")
+    if request.max_ambiguous < 100 and request.pipeline == "protein":
+        raise UsageError("--max-ambiguous counts letters of DNA; leave it out of protein jobs")
     store = JobStore(config.state_dir)
     job = new_job_id()
     out = request.out_path
@@ -122,6 +146,7 @@ def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) 
         force=request.force,
         allow_chunk_length=request.allow_chunk_length,
         same_numerics=request.same_numerics,
+        strict=request.strict,
         user=_user(),
         embedding_width=config.embedding_width(request.pipeline),
     )

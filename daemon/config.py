@@ -185,6 +185,8 @@ class Config(BaseSettings):
         *,
         allow_chunk_length: bool = False,
         uracil_as_t: bool = True,
+        min_length: int = 0,
+        max_ambiguous: int = 100,
     ) -> Identity:
         """What decides the values of a job. Raises ConfigError for models that do not fit.
 
@@ -212,6 +214,8 @@ class Config(BaseSettings):
             dtype=self.resolved_dtype,
             max_tokens=self.max_tokens,
             uracil_as_t=uracil_as_t,
+            min_length=min_length,
+            max_ambiguous=max_ambiguous,
         )
 
     def embedding_width(self, pipeline: str) -> int:

@@ -116,13 +116,10 @@ def _tasks(
     sources = run["inputs"]
     assert isinstance(asked, dict)
     assert isinstance(sources, list)
-    params = CutParams(
+    params = CutParams.of(
+        identity,
         job="",
-        identity=identity.digest,
-        pipeline=identity.pipeline,
-        chunk_length=identity.chunk_length,
         keep_embeddings=bool(asked["embeddings"]) or identity.pipeline != "virus",
-        uracil_as_t=identity.uracil_as_t,
         shard_bases=settings.shard_bases,
         shard_records=settings.shard_records,
     )

@@ -11,6 +11,7 @@ letters of input, nothing of the others); the second makes the tasks.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from ops.errors import DataError
 from ops.fasta import Alphabet, Piece, input_digest, read_inputs
 from ops.frames import chunk_bounds, num_chunks
+from ops.identity import Identity
 from ops.jobs import Plan
 from ops.nouns import Ragged, ShardTask
 
@@ -45,6 +47,22 @@ class CutParams:
     shard_bases: int = SHARD_BASES
     shard_records: int = SHARD_RECORDS
     input_roots: tuple[str, ...] = ()
+    min_length: int = 0
+    max_ambiguous: int = 100
+    strict: bool = False  # refuse two records of the same name
+
+    @classmethod
+    def of(cls, identity: Identity, **others: Any) -> CutParams:
+        """Those that the identity tells, and the others."""
+        return cls(
+            identity=identity.digest,
+            pipeline=identity.pipeline,
+            chunk_length=identity.chunk_length,
+            uracil_as_t=identity.uracil_as_t,
+            min_length=identity.min_length,
+            max_ambiguous=identity.max_ambiguous,
+            **others,
+        )
 
     @property
     def alphabet(self) -> Alphabet:
@@ -96,6 +114,29 @@ class _Group:
         return held
 
 
+class DistinctNames:
+    """Told all names, finds two that are alike; 8 bytes a name, of its BLAKE2b digest."""
+
+    def __init__(self) -> None:
+        self._digests = array("Q")
+
+    def add(self, name: str) -> None:
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        self._digests.append(int.from_bytes(digest, "little"))
+
+    def check(self) -> None:
+        """Raises DataError for two records of one name."""
+        digests = np.frombuffer(self._digests, np.uint64)
+        order = np.argsort(digests, kind="stable")
+        twice = np.flatnonzero(np.diff(digests[order]) == 0)
+        if len(twice):
+            first, second = (order[twice[0] + at] + 1 for at in (0, 1))
+            raise DataError(
+                f"records {first} and {second} of the input have the same name; rename one, or "
+                "leave --strict out (records are told apart by their order)"
+            )
+
+
 class PlanScan:
     """The first pass: iterate to read on; when the iteration ends, `result` is the plan.
 
@@ -111,6 +152,7 @@ class PlanScan:
         self._records = self._letters = self._chunks = self._shards = 0
         self._ambiguous = self._uracil = 0
         self._huge: dict[int, int] = {}
+        self._names = DistinctNames() if params.strict else None
 
     def __iter__(self) -> Iterator[int]:
         """Yields the letters read so far."""
@@ -121,8 +163,12 @@ class PlanScan:
                 self._ambiguous += len(piece.letters.translate(None, b"ACGTU"))
             if piece.last:
                 self._add_record(piece.ordinal, piece.start + len(piece.letters))
+                if self._names is not None:
+                    self._names.add(piece.name)
             yield self._letters
         self._shards += self._group.clear()
+        if self._names is not None:
+            self._names.check()
 
     def _add_record(self, ordinal: int, length: int) -> None:
         self._records += 1
@@ -314,4 +360,6 @@ class _Cutter:
             stop_chunk=column("stop_chunk", np.uint32),
             offset=column("offset", np.uint64),
             sequence=Ragged.from_bytes(p.letters for p in parts),
+            min_length=params.min_length,
+            max_ambiguous=params.max_ambiguous,
         )

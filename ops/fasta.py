@@ -1,4 +1,4 @@
-"""A strict, streaming FASTA reader over the bytes of `ops.source`.
+"""A strict, streaming reader of FASTA (and FASTQ) over the bytes of `ops.source`.
 
 What it accepts and what it refuses, each case with one outcome:
 
@@ -11,8 +11,10 @@ What it accepts and what it refuses, each case with one outcome:
 | the same name twice | read; records are told apart by their ordinal |
 | a header that is not UTF-8 | read as Latin-1 |
 | letters that the alphabet lacks (digits, `*`, `-`, NUL; protein read as nucleotide) | refused |
-| text before the first `>` (HTML, FASTQ, a table) | refused |
-| truncated or damaged gzip | refused |
+| FASTQ, four lines a record | read; the qualities are dropped |
+| text before the first `>` (HTML, a table) | refused |
+| gzip, bgzip, zstd, bzip2, xz, whatever the name says | read |
+| truncated or damaged compressed data | refused |
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal, Protocol
 
 from ops.errors import DataError
+from ops.fastq import fastq_as_fasta
 from ops.source import read_blocks
 
 Alphabet = Literal["nucleotide", "protein"]
@@ -97,11 +101,12 @@ class _Reader:
         """Cuts the text before its last header; what follows waits for more, or becomes a piece."""
         pending = b""
         started = False
-        for text in _unix_lines(blocks, digest):
+        texts = self._as_fasta(_unix_lines(blocks, digest))
+        for text in texts:
             pending += text
             if not started:
-                pending = self._skip_to_first_header(pending)
-                started = pending != b""
+                self._require_header(pending)
+                started = True
             cut = pending.rfind(b"\n>")
             if cut >= 0:
                 yield from self._records(pending[:cut], complete=True)
@@ -125,18 +130,23 @@ class _Reader:
             )
         return False
 
-    def _skip_to_first_header(self, text: bytes) -> bytes:
-        """Drops blank lines before the first header; anything else there is not FASTA."""
-        kept = text.lstrip(_BLANK)
-        self._line += text[: len(text) - len(kept)].count(b"\n")
-        if kept[:1] in (b"", b">"):
-            return kept
-        start = kept[:64].lower()
+    def _as_fasta(self, texts: Iterator[bytes]) -> Iterator[bytes]:
+        """The texts from the first that is not blank on; FASTQ becomes FASTA."""
+        for text in texts:
+            kept = text.lstrip(_BLANK)
+            self._line += text[: len(text) - len(kept)].count(b"\n")
+            if kept:
+                rest = chain([kept], texts)
+                yield from fastq_as_fasta(rest, self.path, self._line) if kept[:1] == b"@" else rest
+                return
+
+    def _require_header(self, text: bytes) -> None:
+        """Raises DataError for a text that does not start as FASTA does, and guesses what it is."""
+        if text[:1] == b">":
+            return
         guess = "is this plain text?"
-        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        if text[:64].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
             guess = "this is an HTML or XML page, perhaps of a failed download"
-        elif start.startswith(b"@"):
-            guess = "this looks like FASTQ, which is not read yet; convert it to FASTA"
         raise DataError(f"{self.path}, line {self._line}: not FASTA, there is no > ({guess})")
 
     def _records(self, text: bytes, *, complete: bool) -> Iterator[Piece]:

@@ -15,6 +15,8 @@ from ops.errors import IdentityError
 ALGORITHM_VERSION = 1
 #: Names are what users call a model, `trained` is what is known of it: neither decides a value.
 _DESCRIPTIVE = ("esm2_name", "dnabert_s_name", "classifier_name", "trained")
+#: Came later: at these values a job is the one that it was without them, with the same digest.
+_LATER: dict[str, Any] = {"min_length": 0, "max_ambiguous": 100}
 _MODELS = ("esm2", "dnabert_s", "classifier")
 
 
@@ -37,11 +39,17 @@ class Identity:
     dtype: str = "fp32"
     max_tokens: int = 8_192
     uracil_as_t: bool = True
+    min_length: int = 0  # shorter records are filtered
+    max_ambiguous: int = 100  # percent of a chunk's letters; chunks with more are not computed
 
     @property
     def digest(self) -> str:
         """16 hex digits over everything that decides values; names stay out of it."""
-        deciding = {k: v for k, v in asdict(self).items() if k not in _DESCRIPTIVE}
+        deciding = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in _DESCRIPTIVE and _LATER.get(name, ...) != value
+        }
         text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -52,9 +60,10 @@ class Identity:
     def from_dict(cls, values: Mapping[str, Any]) -> Identity:
         """Raises IdentityError for values of another version of vnp."""
         known = {field.name for field in fields(cls)}
-        if set(values) != known:
-            odd = ", ".join(sorted(set(values) ^ known))
-            raise IdentityError(f"identity of another version of vnp ({odd}); choose another --out")
+        if odd := sorted((set(values) ^ known) - (_LATER.keys() - values.keys())):
+            raise IdentityError(
+                f"identity of another version of vnp ({', '.join(odd)}); choose another --out"
+            )
         return cls(**values)
 
     def differences(self, other: Identity) -> list[str]:

@@ -69,6 +69,7 @@ class JobSpec:
     force: bool = False
     allow_chunk_length: bool = False
     same_numerics: bool = False
+    strict: bool = False
     user: str = ""
     embedding_width: int = 0  # floats a row that are kept, for the estimate of disk
 

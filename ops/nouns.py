@@ -130,6 +130,8 @@ class ShardTask:
     stop_chunk: U32  # one past the last chunk that this shard holds
     offset: U64  # 0-based position in the record of the first base carried
     sequence: Ragged  # uint8, upper-case letters: the bases from `offset` that those chunks cover
+    min_length: int = 0  # records with fewer letters are filtered
+    max_ambiguous: int = 100  # percent; chunks with a larger share of such letters are not computed
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,9 +117,11 @@ def _virus_rows(
     too_long = np.zeros(len(chunk), bool)
     too_long[frames.chunk[rows.num_tokens() > max_tokens]] = True
     status = np.full(len(chunk), Status.OK, np.uint8)
+    status[_too_ambiguous(task, sequence, bounds + shift[owner][:, None])] = Status.AMBIGUOUS
     status[num_frames == 0] = Status.NO_OPEN_FRAME
     status[(num_frames == 0) & (frames.num_open > 0)] = Status.AMBIGUOUS
     status[too_long] = Status.TOO_LONG
+    status[(task.length < task.min_length)[owner]] = Status.FILTERED
     status[task.length[owner] < SHORTEST] = Status.TOO_SHORT
     chunks = Chunks(
         task.record[owner],
@@ -129,7 +131,20 @@ def _virus_rows(
         status,
         num_frames.astype(np.uint8),
     )
-    return rows.take(np.flatnonzero(~too_long[frames.chunk])), chunks
+    return rows.take(np.flatnonzero((status == Status.OK)[frames.chunk])), chunks
+
+
+def _too_ambiguous(task: ShardTask, sequence: Ragged, bounds: I64) -> NDArray[np.bool_]:
+    """Per (start, end) in the sequences' letters: are more than max_ambiguous percent ambiguous?"""
+    if task.max_ambiguous >= 100:
+        return np.zeros(len(bounds), bool)
+    is_plain = np.isin(sequence.data, np.frombuffer(b"ACGTU", np.uint8))
+    before = np.concatenate([[0], np.cumsum(~is_plain)])
+    start, end = bounds.T
+    too_many: NDArray[np.bool_] = 100 * (before[end] - before[start]) > task.max_ambiguous * (
+        end - start
+    )
+    return too_many
 
 
 def _whole_rows(
@@ -151,15 +166,20 @@ def _whole_rows(
         dna,
     )
     fits = whole[present] & (rows.num_tokens() <= max_tokens)
+    edges = np.stack([carried.offsets[:-1], carried.offsets[1:]], axis=1)
+    status = np.where(fits, Status.OK, Status.TOO_LONG).astype(np.uint8)
+    status[_too_ambiguous(task, carried, edges)] = Status.AMBIGUOUS
+    status[task.length[present] < task.min_length] = Status.FILTERED
+    computed = status == Status.OK
     chunks = Chunks(
         rows.record,
         rows.chunk,
         np.ones(count, np.uint64),
         task.length[present],
-        np.where(fits, Status.OK, Status.TOO_LONG).astype(np.uint8),
-        fits.astype(np.uint8),
+        status,
+        computed.astype(np.uint8),
     )
-    return rows.take(np.flatnonzero(fits)), chunks
+    return rows.take(np.flatnonzero(computed)), chunks
 
 
 def _digests(*columns: Ragged) -> U64:
@@ -224,10 +244,11 @@ def _account(task: ShardTask, rows: Rows, chunks: Chunks) -> Account:
 
 
 def _record_status(task: ShardTask, chunks: Chunks) -> U8:
-    """EMPTY, TOO_SHORT or TOO_LONG where that holds for the record; else OK: its chunks decide."""
+    """EMPTY, TOO_SHORT, FILTERED or TOO_LONG where that holds; else OK: the chunks decide."""
     status = np.full(len(task.record), Status.OK, np.uint8)
     long_records = chunks.record[chunks.status == Status.TOO_LONG]
     status[np.isin(task.record, long_records)] = Status.TOO_LONG
+    status[task.length < task.min_length] = Status.FILTERED
     if task.pipeline == "virus":
         status[task.length < SHORTEST] = Status.TOO_SHORT
     status[task.length == 0] = Status.EMPTY

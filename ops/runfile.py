@@ -52,7 +52,8 @@ def describe_run(
 
 
 def _question(spec: JobSpec) -> dict[str, Any]:
-    """What was asked, beside the identity."""
+    """What was asked: parameters and inputs."""
+    identity = spec.identity
     return {
         "parameters": {
             "pipeline": spec.pipeline,
@@ -61,6 +62,9 @@ def _question(spec: JobSpec) -> dict[str, Any]:
             "compat": spec.compat,
             "allow_chunk_length": spec.allow_chunk_length,
             "same_numerics": spec.same_numerics,
+            "strict": spec.strict,
+            "min_length": identity.min_length,
+            "max_ambiguous": identity.max_ambiguous,
         },
         "inputs": [vars(source) for source in spec.inputs],
     }

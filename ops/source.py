@@ -12,18 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from isal import igzip, isal_zlib
-
 from ops.errors import DataError, NoInputError, PermissionDeniedError
+from ops.unpack import LONGEST_MAGIC, UNPACK_ERRORS, unpack, unpacker
 
 BLOCK_BYTES = 1 << 20
-GZIP_MAGIC = b"\x1f\x8b"
 #: Sequences compress 3- to 5-fold, runs of N a thousandfold. More than this of a file of some size
 #: is no genome: gzip can blow 10 MB up to 10 GB.
 MAX_RATIO = 100
 RATIO_COUNTS_FROM = 256 << 20
-#: isal's own error; its stubs call it an instance.
-_GzipError: type[Exception] = vars(isal_zlib)["error"]
 
 
 def open_source(path: Path, roots: Sequence[str] = ()) -> IO[bytes]:
@@ -66,7 +62,7 @@ def check_readable(path: Path, roots: Sequence[str] = ()) -> None:
 
 
 def read_blocks(path: Path, roots: Sequence[str] = ()) -> Iterator[bytes]:
-    """The decompressed bytes, plain or gzip by magic bytes, in blocks of BLOCK_BYTES.
+    """The decompressed bytes, by what the file is and not by its name, in blocks of BLOCK_BYTES.
 
     Raises what `open_source` raises, and DataError for compressed data that is damaged or cut off,
     or larger than MAX_RATIO times the file.
@@ -74,16 +70,16 @@ def read_blocks(path: Path, roots: Sequence[str] = ()) -> Iterator[bytes]:
     with open_source(path, roots) as raw:
         total = 0
         try:
-            is_gzip = raw.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+            make = unpacker(raw.read(LONGEST_MAGIC))
             raw.seek(0)
-            stream = igzip.GzipFile(fileobj=raw, mode="rb") if is_gzip else raw  # type: ignore[no-untyped-call]
-            while block := stream.read(BLOCK_BYTES):
+            plain = iter(lambda: raw.read(BLOCK_BYTES), b"")
+            for block in unpack(raw, make, BLOCK_BYTES) if make else plain:
                 total += len(block)
-                if is_gzip and total > RATIO_COUNTS_FROM:
+                if make and total > RATIO_COUNTS_FROM:
                     _check_ratio(path, total, raw.tell())
                 yield block
-        except (EOFError, OSError, _GzipError) as error:
-            if isinstance(error, OSError) and error.errno is not None:  # not gzip's own
+        except UNPACK_ERRORS as error:
+            if isinstance(error, OSError) and error.errno is not None:  # not the data's own
                 raise NoInputError(f"{path} cannot be read: {error.strerror}") from error
             raise DataError(
                 f"{path}: the compressed data is damaged or cut off after {total} bytes of text "

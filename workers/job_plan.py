@@ -157,13 +157,11 @@ class JobPlan:
 
     @property
     def _cut_params(self) -> CutParams:
-        return CutParams(
+        return CutParams.of(
+            self.spec.identity,
             job=self.id,
-            identity=self.spec.identity.digest,
-            pipeline=self.spec.pipeline,
-            chunk_length=self.spec.chunk_length,
             keep_embeddings=self.spec.keeps_embeddings,
-            uracil_as_t=self.spec.identity.uracil_as_t,
+            strict=self.spec.strict,
             shard_bases=self.settings.shard_bases,
             shard_records=self.settings.shard_records,
             input_roots=self.settings.input_roots,

@@ -44,7 +44,7 @@ def assert_no_half_result(out: Path) -> None:
 # -- the input -------------------------------------------------------------------------------------
 
 BAD_CONTENT = {
-    "fastq": (b"@read\nACGT\n+\nIIII\n", ["line 1", "FASTQ", "convert it to FASTA"]),
+    "fastq": (b"@read\nACGT\n+\nIII\n", ["line 2", "4 letters, but 3 quality marks"]),
     "late text": (b"\nMy notes of today\n", ["line 2", "not FASTA", "there is no >"]),
     "protein": (
         b">good\nACGT\n>p53 human\nMEEPQSDPSV\n",

@@ -37,7 +37,7 @@ def run_script(script: str, environment: dict[str, str]) -> subprocess.Completed
         ("run missing.fa", 66, ["missing.fa cannot be read: No such file"]),
         ("run .", 66, ["is a folder; name the FASTA files in it"]),
         ("run pipe", 66, ["pipe is not a regular file; use -"]),
-        ("run", 64, ["Missing argument 'FASTA...'", "vnp run --help"]),
+        ("run", 64, ["name FASTA files, or - for standard input"]),
         ("rnu g.fa", 64, ["no command 'rnu'; did you mean run?"]),
         ("xyzzy", 64, ["no command 'xyzzy'", "--help"]),
         ("run g.fa --pipeline vrius", 64, ["no pipeline 'vrius'; did you mean virus?"]),

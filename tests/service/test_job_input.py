@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 from pathlib import Path
 
 import pytest
 
 from ops.durable import FileLock
+from ops.unpack import zstd
 from tests.crash.harness import Service, digests
 from tests.service.shell import names
 
@@ -23,7 +25,7 @@ BAD_RECORDS = {
     "text": (b"these are not sequences\n", ("line 1", "FASTA")),
     "truncated": (
         gzip.compress(b">one\n" + b"ACGT" * 1_000)[:-10],
-        ("cut off after 0 bytes of text", "fetch the file again"),
+        ("cut off after 3879 bytes of text", "fetch the file again"),
     ),
 }
 
@@ -124,3 +126,36 @@ def test_empty_file_is_valid(service: Service, tmp_path: Path) -> None:
     assert len((out / "chunks.tsv").read_text().splitlines()) == 1
     assert gzip.decompress((out / "virus.fasta.gz").read_bytes()) == b""
     assert service.vnp("verify", out).returncode == 0
+
+
+def test_list_of_files_in_every_format(service: Service, tmp_path: Path) -> None:
+    # Given the records of a genome file in four formats, named in a list
+    read = b"ACGT" * 90 + b"\n+\n" + b"I" * 360 + b"\n"
+    reads = b"@r1\n" + read + b"@r2\n" + read
+    contents = {"a": zstd.compress(GENOME.read_bytes()), "b.fa": bz2.compress(reads), "c": reads}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{tmp_path / name}\n" for name in contents) + "\n")
+    # When the list is submitted, filtered by length
+    out = tmp_path / "out"
+    service.wait(service.submit(GENOME, out, "--files-from", names, "--min-length", 400))
+    # Then its records follow the named file's, and the shorter ones say why they have no call
+    rows = [line.split("\t") for line in (out / "sequences.tsv").read_text().splitlines()[1:]]
+    virus = "NC_001422.1"
+    assert [row[0] for row in rows] == [virus, virus, "r1", "r2", "r1", "r2"]
+    assert [row[10] for row in rows] == ["ok", "ok", *["filtered"] * 4]
+    assert service.vnp("verify", out).returncode == 0
+    # And strict refuses such a job
+    strict = service.vnp("submit", GENOME, GENOME, "--strict", "--wait", "--out", tmp_path / "s")
+    assert strict.returncode == 65
+    assert "records 1 and 2 of the input have the same name" in strict.stderr
+
+
+def test_no_input_at_all(service: Service, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    for arguments in ((), ("--files-from", empty)):
+        done = service.vnp("submit", *arguments)
+        assert done.returncode == 64
+        assert done.stderr.startswith("vnp: name FASTA files, or - for standard input")

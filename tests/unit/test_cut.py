@@ -243,3 +243,14 @@ def test_a_gzipped_copy_is_the_same_input(tmp_path: Path) -> None:
     assert plan_of(packed, params()) == plan_of(plain, params())
     first, second = cut_of(plain, params()), cut_of(packed, params())
     assert [t.sequence.to_bytes() for t in first] == [t.sequence.to_bytes() for t in second]
+
+
+def test_strict_refuses_a_name_that_comes_twice(tmp_path: Path) -> None:
+    # Given four records, of which the first and the last have one name
+    path = write(tmp_path / "x.fa", ["ACGT"] * 4)
+    # When the input is planned; Then that is fine, and refused with strict
+    assert plan_of(path, params()).records == 4
+    with pytest.raises(DataError, match="records 1 and 4 of the input have the same name"):
+        plan_of(path, params(strict=True))
+    assert plan_of(write(tmp_path / "y.fa", ["A"] * 3), params(strict=True)).records == 3
+    assert plan_of(write(tmp_path / "z.fa", []), params(strict=True)).records == 0

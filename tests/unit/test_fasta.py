@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
+import lzma
 import os
 import random
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from hypothesis import strategies as st
 from ops import fasta, source
 from ops.errors import DataError, NoInputError, PermissionDeniedError
 from ops.fasta import Alphabet, input_digest, read_inputs
+from ops.unpack import zstd
 
 
 def read(path: Path, content: bytes, alphabet: Alphabet = "nucleotide") -> list[tuple[str, bytes]]:
@@ -58,6 +63,11 @@ ACCEPTED = {
     "UTF-8 header": (">vírus x\nAC\n".encode(), [("vírus", b"AC")]),
     "Latin-1 header": (">vírus x\nAC\n".encode("latin-1"), [("vírus", b"AC")]),
     "greater-than in header": (b">a>b c\nAC\n", [("a>b", b"AC")]),
+    "FASTQ": (b"\n@r1 x\nACGT\n+\nII@I\n@r2\nGG\n+r2\n@I\n", [("r1", b"ACGT"), ("r2", b"GG")]),
+    "FASTQ, CRLF, blank end": (b"@r\r\nAC\r\n+\r\nII\r\n\r\n\r\n", [("r", b"AC")]),
+    "FASTQ, no final newline": (b"@r\nacgt\n+\n>>>>", [("r", b"ACGT")]),
+    "FASTQ, no letters": (b"@r\n\n+\n\n@s\n\n+\n\n", [("r", b""), ("s", b"")]),
+    "FASTQ, no letters, no newline": (b"@s\n\n+\n", [("s", b"")]),
 }
 
 
@@ -66,8 +76,9 @@ ACCEPTED = {
 def test_accepted(case: str, tmp_path: Path) -> None:
     content, expected = ACCEPTED[case]
     assert read(tmp_path / "x.fa", content) == expected
-    # And gzipped, under a name that does not say so
-    assert read(tmp_path / "x.fa", gzip.compress(content)) == expected
+    # And compressed, under a name that does not say so
+    for compress in (gzip.compress, bz2.compress, lzma.compress, zstd.compress):
+        assert read(tmp_path / "x.fa", compress(content)) == expected
 
 
 REFUSED = {
@@ -78,7 +89,11 @@ REFUSED = {
     "NUL": (b">a\nAC\0GT\n", "line 2, record 'a'"),
     "inner greater-than": (b">a\nAC>GT\n", "line 2, record 'a': '>'"),
     "HTML": (b"<!DOCTYPE html><html>\n", "line 1: not FASTA, there is no >"),
-    "FASTQ": (b"\n@r1\nACGT\n+\nIIII\n", "line 2: not FASTA, there is no > (this looks like FASTQ"),
+    "FASTQ with a bad letter": (b"@a\nAC\n+\nII\n@b\nAXC\n+\nIII\n", "line 6, record 'b': 'X'"),
+    "FASTQ, wrapped": (b"@a\nAC\nGT\n+\nII\nII\n", "line 1: not a FASTQ record of four lines"),
+    "FASTQ, cut off": (b"@a\nAC\n+\nII\n@b\nAC\n+", "line 5: the last record is cut off"),
+    "FASTQ, lengths": (b"@a\nACG\n+\nII\n", "line 2: 3 letters, but 2 quality marks"),
+    "FASTQ, a header inside": (b"@a\n>b\n+\nII\n", "line 1: not a FASTQ record"),
     "text": (b"hello\n>a\nAC\n", "line 1: not FASTA"),
 }
 
@@ -107,25 +122,56 @@ def test_protein_alphabet(tmp_path: Path) -> None:
         read(tmp_path / "x.fa", b">a\nMK1\n", "protein")
 
 
-@pytest.mark.parametrize("cut", [5, 12, 40, -9, -8, -1])
-def test_truncated_gzip_is_refused(cut: int, tmp_path: Path) -> None:
-    content = gzip.compress(b">a\n" + b"ACGTTGCA" * 1000 + b"\n", mtime=0)
-    with pytest.raises(DataError, match="damaged or cut off"):
-        read(tmp_path / "x.fa.gz", content[:cut])
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": partial(gzip.compress, mtime=0),
+    "zstd": zstd.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+}
 
 
-def test_damaged_gzip_is_refused(tmp_path: Path) -> None:
-    content = bytearray(gzip.compress(b">a\n" + bytes(b"ACGT"[i * i % 4] for i in range(9999))))
+@pytest.mark.parametrize("compress", COMPRESSORS.values(), ids=COMPRESSORS)
+def test_truncated_is_refused(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    letters = bytes(random.Random(1).choices(b"ACGT", k=9_999))
+    content = compress(b">a\n" + letters + b"\n")
+    for cut in (12, 40, -9, -8, -1):
+        with pytest.raises(DataError, match="damaged or cut off"):
+            read(tmp_path / "x.fa", content[:cut])
+
+
+@pytest.mark.parametrize("compress", COMPRESSORS.values(), ids=COMPRESSORS)
+def test_damaged_is_refused(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    content = bytearray(compress(b">a\n" + bytes(b"ACGT"[i * i % 4] for i in range(9999))))
     content[len(content) // 2] ^= 0xFF
-    with pytest.raises(DataError, match=r"damaged or cut off|not a letter"):
-        read(tmp_path / "x.fa.gz", bytes(content))
+    with pytest.raises(DataError, match=r"damaged or cut off|not a letter|not FASTA"):
+        read(tmp_path / "x.fa", bytes(content))
 
 
-def test_gzip_of_several_members(tmp_path: Path) -> None:
-    # Given a file made by joining gzip files, as bgzip does
-    content = gzip.compress(b">a\nAC") + gzip.compress(b"GT\n>b\nA\n") + gzip.compress(b"")
-    # Then it is one text
-    assert read(tmp_path / "x.fa", content) == [("a", b"ACGT"), ("b", b"A")]
+@pytest.mark.parametrize("compress", COMPRESSORS.values(), ids=COMPRESSORS)
+def test_several_streams_are_one_text(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    # Given a file made by joining compressed files, as bgzip and pzstd do
+    content = compress(b">a\nAC") + compress(b"GT\n>b\nA\n") + compress(b"")
+    # Then it is one text, also with zeros at its end
+    for padding in (b"", bytes(512)):
+        assert read(tmp_path / "x.fa", content + padding) == [("a", b"ACGT"), ("b", b"A")]
+    # And what follows, and is none of it, is refused
+    with pytest.raises(DataError, match="damaged or cut off"):
+        read(tmp_path / "x.fa", content + b"garbage that is no stream")
+
+
+def test_zstd_frames_that_are_to_be_skipped(tmp_path: Path) -> None:
+    # Given frames of user data before and between the frames of text
+    skipped = (0x184D2A53).to_bytes(4, "little") + (5).to_bytes(4, "little") + b"hello"
+    content = skipped + zstd.compress(b">a\nAC") + skipped + zstd.compress(b"GT\n") + skipped
+    # Then the text is whole
+    assert read(tmp_path / "x.fa", content) == [("a", b"ACGT")]
+
+
+def test_xz_that_wants_too_much_memory_is_refused(tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 512 << 20}]
+    content = lzma.compress(b">a\nAC\n", filters=filters)
+    with pytest.raises(DataError, match=r"[Mm]emory usage limit"):
+        read(tmp_path / "x.fa", content)
 
 
 def test_missing_folder_and_special_files(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ OTHER = {
     "dtype": "bf16",
     "max_tokens": 1024,
     "uracil_as_t": False,
+    "min_length": 300,
+    "max_ambiguous": 20,
 }
 DESCRIPTIVE = {
     "esm2_name": "renamed",
@@ -82,3 +84,11 @@ def test_mismatch_names_both_sides_and_the_way_out() -> None:
     assert "--force" in message
     assert "\n" not in message
     assert caught.value.exit_code == 73
+
+
+def test_a_folder_of_before_the_filters_is_the_same_job() -> None:
+    # Given the identity that a version without filters wrote
+    written = IDENTITY.to_dict()
+    del written["min_length"], written["max_ambiguous"]
+    # Then it is ours, as long as nothing is filtered
+    assert Identity.from_dict(written) == IDENTITY

@@ -31,11 +31,12 @@ def prepared(
     uracil_as_t: bool = True,
     shard_bases: int = 1 << 20,
     one_per_batch: bool = False,
+    **filters: int,
 ) -> list[tuple[list[Batch], Account]]:
     """Batches and account of every shard of a file with these records."""
     path.write_text("".join(f">r{i}\n{letters}\n" for i, letters in enumerate(records)))
     chunks = chunk_length if pipeline == "virus" else 0
-    cut = CutParams("j", "i", pipeline, chunks, True, uracil_as_t, shard_bases)
+    cut = CutParams("j", "i", pipeline, chunks, True, uracil_as_t, shard_bases, **filters)
     scan = plan_input([path], cut)
     for _ in scan:
         pass
@@ -235,3 +236,38 @@ def test_batches_partition_the_rows_of_real_genomes() -> None:
         rows += len(keys)
     # The number of frames that the original finds in the two files
     assert rows == 41 + 132
+
+
+@pytest.mark.parametrize("pipeline", ["virus", "dna", "protein"])
+def test_shorter_records_are_filtered(pipeline: str, tmp_path: Path) -> None:
+    # Given records around a least length; When they are prepared
+    records = ["ACG" * 33, "ACG" * 40, "", "AC"]
+    [(batches, account)] = prepared(tmp_path / "x.fa", records, pipeline, min_length=100)
+    # Then the shorter ones have the status, the empty ones their own, and only the others have rows
+    short = Status.TOO_SHORT if pipeline == "virus" else Status.FILTERED
+    assert account.record_status.tolist() == [Status.FILTERED, Status.OK, Status.EMPTY, short]
+    assert set(account.row_record.tolist()) == {1}
+    assert {int(record) for batch in batches for record in batch.record} == {1}
+    first = account.chunk_status[account.chunk_record == 0]
+    assert set(first.tolist()) == {Status.FILTERED}
+
+
+@pytest.mark.parametrize("shard_bases", [120, 1 << 20])
+def test_ambiguous_chunks_are_not_computed(shard_bases: int, tmp_path: Path) -> None:
+    # Given chunks of 60 bases, of which the second has 12 N (20 %), and the third has 13
+    chunks = ["ACG" * 20, "ACG" * 16 + "N" * 12, "ACG" * 15 + "AC" + "N" * 13]
+    prepared_shards = prepared(
+        tmp_path / "x.fa", ["".join(chunks)], shard_bases=shard_bases, max_ambiguous=20
+    )
+    # When at most 20 % are allowed; Then only the third is left out, however it is cut
+    status = [int(one) for _, account in prepared_shards for one in account.chunk_status]
+    rows = {int(one) for _, account in prepared_shards for one in account.row_chunk}
+    assert status == [Status.OK, Status.OK, Status.AMBIGUOUS]
+    assert rows == {0, 1}
+
+
+def test_ambiguous_records_of_dna(tmp_path: Path) -> None:
+    records = ["ACGTACGTNN", "ACGTACGNNN"]
+    [(_, account)] = prepared(tmp_path / "x.fa", records, "dna", max_ambiguous=20)
+    assert account.chunk_status.tolist() == [Status.OK, Status.AMBIGUOUS]
+    assert account.row_record.tolist() == [0]
