@@ -45,16 +45,13 @@ class Identity:
     @property
     def digest(self) -> str:
         """16 hex digits over everything that decides values; names stay out of it."""
-        deciding = {
-            name: value
-            for name, value in asdict(self).items()
-            if name not in _DESCRIPTIVE and _LATER.get(name, ...) != value
-        }
+        deciding = {k: v for k, v in self.to_dict().items() if k not in _DESCRIPTIVE}
         text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it is written into files: what came later is left out at its first value."""
+        return {k: v for k, v in asdict(self).items() if _LATER.get(k, ...) != v}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Identity:

@@ -42,7 +42,8 @@ class HeaderLine:
     shard_records: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": "header", **asdict(self), "identity_digest": self.identity.digest}
+        own = {**asdict(self), "identity": self.identity.to_dict()}
+        return {"kind": "header", **own, "identity_digest": self.identity.digest}
 
 
 @dataclass(frozen=True, kw_only=True)

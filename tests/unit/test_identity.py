@@ -87,8 +87,11 @@ def test_mismatch_names_both_sides_and_the_way_out() -> None:
 
 
 def test_a_folder_of_before_the_filters_is_the_same_job() -> None:
-    # Given the identity that a version without filters wrote
+    # Given an identity without filters; Then what is written is what a version without them wrote
     written = IDENTITY.to_dict()
-    del written["min_length"], written["max_ambiguous"]
-    # Then it is ours, as long as nothing is filtered
+    assert not {"min_length", "max_ambiguous"} & written.keys()
     assert Identity.from_dict(written) == IDENTITY
+    # And with them it is another one
+    filtered = replace(IDENTITY, min_length=300)
+    assert filtered.to_dict()["min_length"] == 300
+    assert Identity.from_dict(filtered.to_dict()) == filtered
