@@ -19,7 +19,7 @@ from daemon.config import Config
 from ops.durable import describe_os_error, make_dir
 from ops.errors import IdentityError, NoInputError, OutputError, UnavailableError, UsageError
 from ops.identity import Identity
-from ops.jobs import RUNNING, InputFile, JobSpec, JobStore, new_job_id
+from ops.jobs import CANCELLED, FAILED, RUNNING, InputFile, JobSpec, JobStore, new_job_id, utc_now
 from ops.manifest import ManifestTail
 from ops.source import check_readable
 
@@ -100,6 +100,24 @@ def list_inputs(named: Sequence[str], files_from: str | None) -> tuple[str, ...]
     return inputs
 
 
+def identity_of(config: Config, request: JobRequest) -> Identity:
+    """What decides the values of what is asked. Raises UsageError, ConfigError."""
+    if request.compat and request.pipeline != "virus":
+        raise UsageError("--compat is for virus jobs; leave it out")
+    if request.chunk_length is not None and request.pipeline != "virus":
+        raise UsageError("--chunk-length is for virus jobs; leave it out")
+    if request.max_ambiguous < 100 and request.pipeline == "protein":
+        raise UsageError("--max-ambiguous counts letters of DNA; leave it out of protein jobs")
+    return config.identity(
+        request.pipeline,
+        request.chunk_length,
+        allow_chunk_length=request.allow_chunk_length,
+        uracil_as_t=not request.compat,
+        min_length=request.min_length,
+        max_ambiguous=request.max_ambiguous,
+    )
+
+
 def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) -> str:
     """Accepts a job durably and returns its id; the same request again returns the same id.
 
@@ -108,20 +126,7 @@ def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) 
 
     Raises NoInputError, UsageError, ConfigError, OutputError before anything is written.
     """
-    identity = config.identity(
-        request.pipeline,
-        request.chunk_length,
-        allow_chunk_length=request.allow_chunk_length,
-        uracil_as_t=not request.compat,
-        min_length=request.min_length,
-        max_ambiguous=request.max_ambiguous,
-    )
-    if request.compat and request.pipeline != "virus":
-        raise UsageError("--compat is for virus jobs; leave it out")
-    if request.chunk_length is not None and request.pipeline != "virus":
-        raise UsageError("--chunk-length is for virus jobs; leave it out")
-    if request.max_ambiguous < 100 and request.pipeline == "protein":
-        raise UsageError("--max-ambiguous counts letters of DNA; leave it out of protein jobs")
+    identity = identity_of(config, request)
     store = JobStore(config.state_dir)
     job = new_job_id()
     out = request.out_path
@@ -171,9 +176,14 @@ def _input(path: str, spool: Path, to_other_user: bool) -> InputFile:
         check_readable(source)
         with source.open("rb") as stream:
             source = _spool(stream, spool.absolute())
-    check_readable(source)
-    status = source.stat()
-    return InputFile(str(source), status.st_size, status.st_mtime_ns)
+    return _existing_input(source)
+
+
+def _existing_input(path: Path) -> InputFile:
+    """A file as it is now. Raises NoInputError."""
+    check_readable(path)
+    status = path.stat()
+    return InputFile(str(path), status.st_size, status.st_mtime_ns)
 
 
 def _all_may_read(path: Path) -> bool:
@@ -334,6 +344,28 @@ def cancel(config: Config, jobs: Sequence[str]) -> None:
         if (outcome := store.outcome(job)) is not None:
             print(f"vnp: {job} has ended already: {outcome.state}", file=sys.stderr)
         store.cancel(job)
+
+
+def retry(config: Config, job: str) -> str:
+    """The same job again, after it failed or was cancelled; returns the new job's id.
+
+    It goes on from what is committed. Raises UsageError for a job in another state, NoInputError
+    for an input that is gone.
+    """
+    store = JobStore(config.state_dir)
+    spec, state = store.spec(job), store.state(job)
+    if state not in (FAILED, CANCELLED):
+        raise UsageError(f"{job} is {state}; only failed and cancelled jobs can be retried")
+    for source in spec.inputs:
+        if Path(source.path).parent == store.spool_path(job).parent.absolute():
+            raise NoInputError(f"{job} read a copy of its input that is gone; submit it again")
+    inputs = tuple(_existing_input(Path(source.path)) for source in spec.inputs)
+    find_service(config)
+    force = spec.force and store.opened(job) is None  # what it cleared once stays cleared
+    again = replace(
+        spec, id=new_job_id(), created=utc_now(), inputs=inputs, user=_user(), force=force
+    )
+    return store.create(again)
 
 
 def wait(config: Config, jobs: Sequence[str]) -> int:

@@ -109,10 +109,19 @@ def print_columns(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Non
         click.echo(line.rstrip())
 
 
-def jobs(config: Config, as_json: bool) -> None:
-    """All jobs, oldest first."""
+def jobs(
+    config: Config,
+    as_json: bool,
+    *,
+    states: Sequence[str] = (),
+    user: str | None = None,
+    last: int | None = None,
+) -> None:
+    """Jobs, oldest first; in one of these states (none given: any), of this user, the newest."""
     store = JobStore(config.state_dir)
-    views = [JobWatch(config, job, None).view() for job in store.list()]
+    ids = [job for job in store.list() if not states or store.state(job) in states]
+    ids = [job for job in ids if user is None or store.spec(job).user == user]
+    views = [JobWatch(config, job, None).view() for job in ids[-last if last else 0 :]]
     if as_json:
         click.echo(json.dumps([vars(view) for view in views]))
         return
@@ -172,14 +181,23 @@ def _journal_lines(follow: bool, ended: Callable[[], bool]) -> Iterator[str]:
         time.sleep(JOURNAL_POLL_S)
 
 
-def results(config: Config, name: str) -> None:
-    """sequences.tsv of a finished job."""
-    path = find_out(config, name) / "sequences.tsv"
+def results(config: Config, name: str, partial: bool) -> None:
+    """sequences.tsv of a finished job; partial: the rows of the records that are committed."""
+    out = find_out(config, name)
+    path = out / "sequences.tsv"
+    if partial and not path.exists():
+        from ops.partial import write_partial
+
+        done, total = write_partial(out, sys.stdout.buffer)
+        click.echo(f"vnp: {done:,} of {plural(total, 'record')}", err=True)
+        return
     try:
         with path.open("rb") as stream:
             shutil.copyfileobj(stream, sys.stdout.buffer)
     except FileNotFoundError:
-        raise NoInputError(f"{name} has not finished; see `vnp status {name}`") from None
+        raise NoInputError(
+            f"{name} has not finished; `vnp results --partial {name}` shows what is done"
+        ) from None
 
 
 def verify(config: Config, name: str) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from daemon.cli import config_option, load_config, run_command
+from daemon.cli import run_command
+from daemon.options import config_option, load_config
 from daemon.service import serve
 
 

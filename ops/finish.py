@@ -32,11 +32,13 @@ def shard_file(shard: int) -> str:
     return f"shards/shard-{shard:06d}.h5"
 
 
-def read_shards(out: Path, num_shards: int, identity: Identity) -> Iterator[ShardData]:
-    """All shards in order, without embeddings. Raises CorruptionError."""
+def read_shards(
+    out: Path, num_shards: int, identity: Identity, *, embeddings: bool = False
+) -> Iterator[ShardData]:
+    """All shards in order. Raises CorruptionError."""
     for number in range(num_shards):
         path = out / shard_file(number)
-        shard = read_shard(path, embeddings=False)
+        shard = read_shard(path, embeddings)
         if (shard.account.shard, shard.account.identity) != (number, identity.digest):
             raise CorruptionError(f"{path} is not shard {number} of this job; use --force")
         yield shard

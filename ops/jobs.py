@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ops.durable import create_exclusive, describe_os_error, make_dir, remove_durably, write_atomic
+from ops.durable import create_exclusive, describe_os_error, make_dir, write_atomic
 from ops.errors import CorruptionError, IdentityError, UsageError
 from ops.identity import Identity
 
@@ -261,15 +261,6 @@ class JobStore:
             return int(self._path(job, "preempted").read_bytes())
         except FileNotFoundError:
             return 0
-
-    def reopen(self, job: str) -> None:
-        """Makes a job that ended unfinished again: it is planned anew and goes on where it was.
-
-        The outcome goes last, so that a crash in between leaves the job ended.
-        """
-        self.spec(job)
-        for kind in ("plan.json", "cancel", "done.json"):
-            remove_durably(self._path(job, kind))
 
     def state(self, job: str) -> str:
         """queued, planning, running, finished, failed or cancelled. Raises UsageError: unknown.

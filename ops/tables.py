@@ -2,7 +2,8 @@
 
 Tab-separated, one header line, LF, UTF-8, `NA` for what there is not. Scores are the shortest
 decimal that reads back as the same float64, so a reader computes with the very numbers that made
-the calls. Names and notes: control characters and line separators become \\x09, \\u2028, and so on.
+the calls. Names and notes: quotes (which readers would take for their own), control characters and
+line separators become \\x22, \\x09, \\u2028, and so on.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ CHUNK_COLUMNS = (
     "n_frames",
     "status",
 )
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_UNSAFE = re.compile('["\x00-\x1f\x7f-\x9f\u2028\u2029]')
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Counts:
 
 def escape(text: str) -> str:
     """Text that stays in its cell, whatever reads the table."""
-    return _CONTROL.sub(_escape_one, text)
+    return _UNSAFE.sub(_escape_one, text)
 
 
 def _escape_one(match: re.Match[str]) -> str:

@@ -6,7 +6,6 @@ import gzip
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from ops.errors import CorruptionError, NoInputError, VnpError
 from ops.finish import CHUNKS, SEQUENCES, VIRUSES, file_digest, is_sound
 from ops.gather import row_keys
 from ops.manifest import MANIFEST, HeaderLine, ManifestState, ShardLine, read_manifest
+from ops.partial import Nowhere
 from ops.runfile import RUN, read_run
 from ops.shardfile import ShardData, read_shard
 from ops.tables import Counts, TableWriter
@@ -38,13 +38,6 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         return not self.problems
-
-
-class _Nowhere(BytesIO):
-    """A stream that keeps nothing: tables are made again for their counts only."""
-
-    def write(self, data: Any) -> int:
-        return len(data)
 
 
 def verify_output(out: Path) -> VerifyReport:
@@ -79,7 +72,7 @@ def _check_shards(
 ) -> Counts | None:
     """Checks every committed shard; returns what the tables must hold when all are there."""
     scored = header.identity.pipeline == "virus"
-    tables = TableWriter(_Nowhere(), _Nowhere() if scored else None)
+    tables = TableWriter(Nowhere(), Nowhere() if scored else None)
     whole = len(state.shards) == header.num_shards
     try:
         for number in sorted(state.shards):

@@ -81,23 +81,9 @@ def test_cancel(store: JobStore) -> None:
     assert not store.is_cancelled("a2")
 
 
-def test_reopened_job_is_planned_again_and_keeps_its_folder(store: JobStore) -> None:
-    store.create(spec_of("a1", force=True))
-    store.set_plan("a1", make_plan(JOB))
-    store.set_open("a1", 1)
-    store.cancel("a1")
-    store.set_outcome("a1", Outcome("cancelled", 130, "cancelled on request"))
-    store.reopen("a1")
-    assert store.unfinished() == ["a1"]
-    assert store.plan_or_none("a1") is None
-    assert not store.is_cancelled("a1")
-    # It has been opened: a forced job must not clear its own shards
-    assert store.opened("a1") == 1
-
-
 @pytest.mark.parametrize("job", ["nope", "", "../../etc/passwd", "a/b", "a.plan"])
 def test_unknown_jobs(store: JobStore, job: str) -> None:
-    for ask in (store.spec, store.state, store.cancel, store.reopen):
+    for ask in (store.spec, store.state, store.cancel):
         with pytest.raises(UsageError, match="`vnp list`"):
             ask(job)
 

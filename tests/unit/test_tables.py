@@ -232,6 +232,7 @@ def test_missing_doubled_or_misplaced_parts_are_noticed(
         ("back\\slash", "back\\slash"),
         ("naïve_µ", "naïve_µ"),
         ("a\tb", "a\\x09b"),
+        ('"a"', "\\x22a\\x22"),
         ("a\x00\x1f\x7f\x85", "a\\x00\\x1f\\x7f\\x85"),
         ("a\u2028b", "a\\u2028b"),
     ],

@@ -1,0 +1,92 @@
+"""The commands about what a job has left: results, export, report, verify, frames, cite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from daemon.options import Pipeline, config_option, load_config
+
+
+@click.command()
+@click.argument("name", metavar="OUT_OR_ID")
+@click.option("--partial", is_flag=True, help="Of an unfinished job: the records that are done.")
+@config_option
+def results(name: str, partial: bool, config_file: Path | None, state_dir: Path | None) -> None:
+    """Prints sequences.tsv of a job or output folder."""
+    from daemon import show
+
+    show.results(load_config(config_file, state_dir=state_dir), name, partial)
+
+
+@click.command()
+@click.argument("name", metavar="OUT_OR_ID")
+@click.option("--to", "form", type=click.Choice(["parquet", "npy", "h5-per-id"]), required=True)
+@click.option("--into", type=click.Path(path_type=Path), help="Folder (default: OUT/export).")
+@config_option
+def export(
+    name: str, form: str, into: Path | None, config_file: Path | None, state_dir: Path | None
+) -> None:
+    """Writes tables and embeddings of a finished job in another format; prints the files."""
+    from daemon.client import find_out
+    from ops.export import export as write
+
+    out = find_out(load_config(config_file, state_dir=state_dir), name)
+    for path in write(out, form, into or out / "export"):
+        click.echo(path)
+
+
+@click.command()
+@click.argument("fasta", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--chunk-length", type=click.IntRange(min=3), default=500, show_default=True)
+@click.option("--nucleotide", type=click.Path(path_type=Path), required=True)
+@click.option("--protein", type=click.Path(path_type=Path), required=True)
+def frames(fasta: tuple[Path, ...], chunk_length: int, nucleotide: Path, protein: Path) -> None:
+    """Writes all stop-free frames, in the original's order and with its ids."""
+    from ops.frames_export import write_frames
+
+    count = write_frames(fasta, chunk_length, nucleotide, protein)
+    click.echo(f"vnp: {count} frames", err=True)
+
+
+@click.command()
+@click.argument("name", metavar="OUT_OR_ID")
+@click.option("--repair", is_flag=True, help="Compute anew what is damaged, and nothing else.")
+@click.option("--recompute", type=click.IntRange(min=1), help="Compute so many shards again, too.")
+@click.option("--device", help="For --repair and --recompute: cpu, cuda or cuda:N.")
+@config_option
+def verify(
+    name: str,
+    repair: bool,
+    recompute: int | None,
+    device: str | None,
+    config_file: Path | None,
+    state_dir: Path | None,
+) -> int:
+    """Reads everything in an output folder again and checks it."""
+    config = load_config(config_file, state_dir=state_dir, device=device)
+    if repair:
+        from daemon.repair import repair as repair_folder
+
+        return repair_folder(config, name)
+    from daemon import show
+
+    code = show.verify(config, name)
+    if recompute and not code:
+        from daemon.recompute import recompute as recompute_shards
+
+        code = recompute_shards(config, name, recompute)
+    return code
+
+
+@click.command()
+@click.option("--pipeline", type=Pipeline(), default="virus", show_default=True)
+def cite(pipeline: str) -> None:
+    """Prints what to cite."""
+    from ops.citations import citations
+
+    click.echo("\n".join(citations(pipeline)))
+
+
+COMMANDS = (results, export, frames, verify, cite)
