@@ -89,4 +89,21 @@ def cite(pipeline: str) -> None:
     click.echo("\n".join(citations(pipeline)))
 
 
-COMMANDS = (results, export, frames, verify, cite)
+@click.command()
+@click.argument("name", metavar="OUT_OR_ID")
+@config_option
+def report(name: str, config_file: Path | None, state_dir: Path | None) -> None:
+    """Writes report.html and vnp_mqc.tsv of a finished job; prints the files."""
+    from daemon.client import find_out
+    from ops.durable import write_atomic
+    from ops.report import gather_report
+    from ops.report_html import multiqc, render
+
+    out = find_out(load_config(config_file, state_dir=state_dir), name)
+    gathered = gather_report(out)
+    for file, data in (("report.html", render(gathered)), ("vnp_mqc.tsv", multiqc(gathered))):
+        write_atomic(out / file, data)
+        click.echo(out / file)
+
+
+COMMANDS = (results, export, report, frames, verify, cite)

@@ -112,12 +112,11 @@ def _measured_rate(config: Config, identity: Identity) -> float | None:
             if store.state(job) != FINISHED or not spec.identity.served_by(identity):
                 continue
             run = read_run(Path(spec.out)) or {}
-            started, finished = (
-                datetime.fromisoformat(run[key]) for key in ("started", "finished")
-            )
-            seconds = (finished - started).total_seconds()
-            if run["counts"]["frames"] and seconds > 0:
-                return round(run["counts"]["frames"] / seconds, 1)
+            start, end = (datetime.fromisoformat(run[key]) for key in ("started", "finished"))
+            seconds = (end - start).total_seconds()
+            frames: int = run["counts"]["frames"]
+            if frames and seconds > 0:
+                return round(frames / seconds, 1)
         except (VnpError, KeyError, ValueError):  # of another version, or its folder is gone
             continue
     return None
