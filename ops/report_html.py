@@ -80,9 +80,9 @@ def _calls(report: Report) -> list[str]:
         "<h2>Scores of chunks</h2>",
         _histogram(report.chunks, "virus score of a chunk"),
         "<p class='note'>A score is no probability: 0.9 does not mean nine in ten. A chunk is "
-        "virus when its best virus frame is at least as sure as its best other frame (0.5); a record's "
-        "score is the mean of its scored chunks. Below 300 bp calls are near chance. Set a "
-        "threshold on sequences of your own whose origin you know.</p>",
+        "virus when its best virus frame is at least as sure as its best other frame (0.5); a "
+        "record's score is the mean of its scored chunks. Below 300 bp calls are near chance. Set "
+        "a threshold on sequences of your own whose origin you know.</p>",
         "<h2>Length and score</h2>",
         _heat(report.heat),
         "<h2>The largest records</h2>",
