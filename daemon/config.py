@@ -72,42 +72,65 @@ class Config(BaseSettings):
     """All settings. `load` is how to get one."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True
+        env_prefix=PREFIX,
+        extra="forbid",
+        frozen=True,
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,  # they are docs/configuration.md
     )
 
     state_dir: Path = Field(default_factory=default_state_dir)
+    """Jobs, logs, sockets; under systemd STATE_DIRECTORY, else the user's XDG state folder."""
     redis_url: str | None = None
     """None: a private server that lives and dies with the service."""
     namespace: str = "vnp"
+    """Start of every key in Redis; services that share a Redis and a namespace share their work."""
     models_dir: Path = Field(default_factory=default_models_dir)
+    """Imported models; STATE_DIRECTORY/models, else the user's XDG data folder."""
     esm2: str = DEFAULT_NAMES["esm2"]
+    """ESM-2 model, by name (`vnp models list`) or folder."""
     dnabert: str = DEFAULT_NAMES["dnabert"]
+    """DNABERT-S model."""
     classifier: str = DEFAULT_NAMES["classifier"]
+    """Classifier; it remembers its encoders, and is refused with others."""
     device: str = "cpu"
     """cpu, cuda:N, or several with commas: one gpu worker each."""
     dtype: Literal["auto", "fp32", "fp16", "bf16", "fp8"] = "auto"
+    """Number format; auto: bf16 on a GPU, fp32 on the CPU."""
     attention: Literal["auto", "triton", "varlen", "flash", "grouped", "padded", "plain"] = "auto"
+    """Attention kernel; one that cannot be had is refused."""
     compile: bool = True
     """Our own kernels on a GPU. False: the plain modules, several times slower."""
     packing: bool = True
+    """False: one sequence a batch, to find out whether packing is to blame."""
     roles: str = ",".join(ROLES)
+    """What this service does, with commas."""
     packers: int = Field(default=0, ge=0)
     """0: as many as cores, less one."""
     threads: int = Field(default=0, ge=0)
+    """Of a gpu worker on the CPU; 0: its share of the cores."""
     esm_budget: int = Field(default=0, ge=0)
-    """Tokens of a batch; 0: BUDGETS of the device. Values do not depend on it."""
+    """ESM-2 tokens of a batch; 0: 10,752 on the CPU, 32,768 on a GPU. No value depends on it."""
     dna_budget: int = Field(default=0, ge=0)
+    """The same for DNABERT-S; 0: 10,752, or 24,576."""
     max_rows: int = Field(default=1_024, ge=1)
+    """Most sequences of a batch."""
     max_tokens: int = Field(default=8_192, ge=16, le=32_768)
+    """A sequence with more tokens gets the status too_long; part of the identity."""
     shard_bases: int = Field(default=1 << 20, ge=1_000)
+    """Letters of a shard, the unit of commit: what an interruption may cost."""
     shard_records: int = Field(default=8_192, ge=1)
+    """Most records of a shard."""
     lease_s: float = Field(default=30.0, ge=1.0)
+    """How long work stays with a process that does not renew it: what a lost node costs."""
     batch_deadline_s: float = Field(default=0.0, ge=0)
-    """A batch that takes longer hangs; 0: BATCH_DEADLINE_S of the device."""
+    """A batch that takes longer hangs; 0: 3,600 on the CPU, 120 on a GPU."""
     stuck_s: float = Field(default=120.0, ge=5)
     """A process that makes no step for so long is replaced."""
     window_shards: int = Field(default=8, ge=1)
+    """Shards that are under way at once; bounds Redis."""
     window_bytes: int = Field(default=1 << 30, ge=1 << 20)
+    """Bytes in Redis that they may take."""
     heartbeat_s: float = Field(default=10.0, gt=0)
     """Between two job.progress lines in the log."""
     listen: str = ""
@@ -125,7 +148,9 @@ class Config(BaseSettings):
     input_roots: str = ""
     """Folders that inputs of jobs may lie in, with colons; empty: anywhere."""
     log_file: Path | None = None
+    """STATE/vnp.log by default; under systemd none, the journal has it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
 
     @field_validator("device")
     @classmethod
