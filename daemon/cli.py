@@ -66,7 +66,10 @@ def vnp() -> None:
 @click.option("--classifier", help="Classifier.")
 @click.option("--device", help="cpu, cuda or cuda:N.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16", "fp8"]))
-def run(fasta: tuple[str, ...], config_file: Path | None, as_json: bool, **options: Any) -> int:
+@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+def run(
+    fasta: tuple[str, ...], config_file: Path | None, as_json: bool, quiet: bool, **options: Any
+) -> int:
     """Computes FASTA files here and now, with a private Redis and private workers.
 
     The same command again goes on where it was interrupted. - reads standard input.
@@ -81,7 +84,8 @@ def run(fasta: tuple[str, ...], config_file: Path | None, as_json: bool, **optio
     dry_run, request = options.pop("dry_run"), make_request(fasta, options)
     if dry_run:
         return show_estimate(config, request, as_json)
-    return run_foreground(config, request, Console(stderr=True), as_json)
+    errors, results = Console(stderr=True, quiet=quiet), Console(quiet=quiet)
+    return run_foreground(config, request, errors, results, as_json)
 
 
 @vnp.command()

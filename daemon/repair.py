@@ -30,11 +30,15 @@ def repair(config: Config, name: str) -> int:
         if run is None:
             raise CorruptionError(f"{out / RUN} is lost; run the command of the job again")
         code = run_foreground(
-            config_of(config, run), request_of(out, run), Console(stderr=True), False
+            config_of(config, run), request_of(out, run), Console(stderr=True), Console(), False
         )
         if code not in (0, EX_SOME_FAILED):
             return code
     return verify(config, name)
+
+
+#: Of runs since they exist.
+FILTERS = ("min_length", "max_ambiguous")
 
 
 def request_of(out: Path, run: dict[str, Any]) -> JobRequest:
@@ -50,6 +54,7 @@ def request_of(out: Path, run: dict[str, Any]) -> JobRequest:
         compat=asked["compat"],
         allow_chunk_length=asked["allow_chunk_length"],
         same_numerics=asked["same_numerics"],
+        **{name: asked[name] for name in ("strict", *FILTERS) if name in asked},
     )
 
 

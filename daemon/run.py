@@ -35,8 +35,12 @@ class JobFailedError(VnpError):
         self.exit_code = outcome.exit_code
 
 
-def run_foreground(config: Config, request: JobRequest, console: Console, as_json: bool) -> int:
+def run_foreground(
+    config: Config, request: JobRequest, console: Console, results: Console, as_json: bool
+) -> int:
     """Computes one job and prints its calls; returns the exit code of the job.
+
+    console: for progress, on standard error; results: for the calls.
 
     130 or 143 when a signal ended it; what was committed by then stays, and the same command goes
     on from it.
@@ -48,13 +52,16 @@ def run_foreground(config: Config, request: JobRequest, console: Console, as_jso
         for left in folder.glob("state*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         state = folder / "state"
-        return _run(config.changed(state_dir=state, redis_url=None), request, console, as_json)
+        private = config.changed(state_dir=state, redis_url=None)
+        return _run(private, request, console, results, as_json)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
 
 
-def _run(config: Config, request: JobRequest, console: Console, as_json: bool) -> int:
+def _run(
+    config: Config, request: JobRequest, console: Console, results: Console, as_json: bool
+) -> int:
     job = submit(config, request)
     # The terminal belongs to the progress bar, also where the journal would take lines.
     os.environ["VNP_LOG_FILE_ONLY"] = "1"
@@ -81,7 +88,7 @@ def _run(config: Config, request: JobRequest, console: Console, as_json: bool) -
         caller = config.cards["classifier"]
         told = caller.note and spec.identity.classifier == caller.digest
         worth = f"calls by {caller.name}: {caller.note}" if told else ""
-        print_result(request.out_path, Console(), spec.identity.trained, worth)
+        print_result(request.out_path, results, spec.identity.trained, worth)
     return outcome.exit_code
 
 

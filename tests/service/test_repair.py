@@ -102,3 +102,18 @@ def forge(out: Path, number: int) -> None:
     honest = encode_line(line)
     forged = encode_line(replace(line, sha256=hashlib.sha256(image).hexdigest(), bytes=len(image)))
     manifest.write_bytes(manifest.read_bytes().replace(honest, forged))
+
+
+def test_filtered_job_is_repaired_as_it_was_asked(tmp_path: Path) -> None:
+    # Given a job with filters, and a shard of it that is lost
+    shell, out = Service(tmp_path), tmp_path / "out"
+    options = ("--min-length", 1_500, "--max-ambiguous", 10, "--strict")
+    done = shell.vnp("run", FIXTURES / "virus_influenzaA_PR8.fa", "--out", out, *options)
+    assert done.returncode == 0, done.stderr
+    undisturbed = digests(out)
+    (out / shard_file(0)).unlink()
+    # When it is repaired; Then it is the same again
+    done = shell.vnp("verify", out, "--repair")
+    assert done.returncode == 0, done.stderr
+    assert digests(out) == undisturbed
+    assert "filtered" in (out / "sequences.tsv").read_text()

@@ -205,3 +205,15 @@ def test_cite_and_completion(shell: Shell) -> None:
     words = {"COMP_WORDS": "vnp re", "COMP_CWORD": 1}
     found = shell("vnp", _VNP_COMPLETE="bash_complete", **words).stdout
     assert {"plain,results", "plain,retry"} <= set(found.split())
+
+
+def test_quiet(shell: Shell, tmp_path: Path) -> None:
+    # Given a small input; When it is run quietly; Then there is a result and not a word
+    (tmp_path / "x.fa").write_text(">a\nACGTACGTACGT\n")
+    done = shell("vnp", "run", "x.fa", "--out", "out", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "out" / "sequences.tsv").exists()
+    # And what is wrong is said
+    done = shell("vnp", "run", "none.fa", "-q")
+    assert done.returncode == 66
+    assert "none.fa" in done.stderr
