@@ -144,7 +144,7 @@ def _encoders(text: str | None) -> dict[str, str]:
 
 @click.group(cls=Commands)
 def models() -> None:
-    """Lists and imports models."""
+    """Lists, downloads, imports and checks models."""
 
 
 @models.command("list")
@@ -176,6 +176,27 @@ def import_model(
 
     config = load_config(config_file, state_dir=state_dir)
     card = do_import(path, name, config.models_dir, chunk_length=chunk_length)
+    click.echo(f"{card.name}\t{card.kind}\t{card.digest}")
+
+
+@models.command("download")
+@click.argument("model", metavar="MODEL")
+@click.option("--name", help="What to call it (default: MODEL, when that is a short name).")
+@click.option("--revision", default="main", show_default=True, help="A commit, tag or branch.")
+@config_option
+def download_model(
+    model: str, name: str | None, revision: str, config_file: Path | None, state_dir: Path | None
+) -> None:
+    """Downloads a published model from the Hugging Face hub and imports it.
+
+    MODEL: esm2-3B, esm2-650M, ..., dnabert-s, or OWNER/REPOSITORY. An interrupted download goes on.
+    HF_HUB_OFFLINE=1 uses what is in the cache.
+    """
+    from ops.download import download_model as fetch
+
+    config = load_config(config_file, state_dir=state_dir)
+    called = name or model.rpartition("/")[2].lower()
+    card = fetch(model, called, config.models_dir, revision=revision)
     click.echo(f"{card.name}\t{card.kind}\t{card.digest}")
 
 

@@ -33,14 +33,20 @@ INDEX = "model.safetensors.index.json"
 
 
 def import_model(
-    path: Path, name: str, dest: Path, *, chunk_length: int | None = None
+    path: Path,
+    name: str,
+    dest: Path,
+    *,
+    chunk_length: int | None = None,
+    source: str | None = None,
 ) -> ModelCard:
     """Converts the model at `path` into the folder dest/name and returns its card.
 
     Takes a fair-esm `.pt`, a Hugging Face folder of ESM-2, a DNABERT-2 or DNABERT-S folder, and an
     original VirNucPro classifier `.pth`, whose chunk length is read from its name (500_model.pth)
-    unless given. The new folder appears whole or not at all. Raises NoInputError, ConfigError when
-    the format is not known or the weights are not complete, OutputError when the name is taken.
+    unless given. source: where it comes from (default: the path's name). The new folder appears
+    whole or not at all. Raises NoInputError, ConfigError when the format is not known or the
+    weights are not complete, OutputError when the name is taken.
     """
     if not NAME.fullmatch(name):
         raise ConfigError(f"model name {name!r}: use letters, digits, dot, dash and underscore")
@@ -49,7 +55,7 @@ def import_model(
     if not path.exists():
         raise NoInputError(f"{path} does not exist")
     settings, tensors, files = _convert(path, chunk_length)
-    settings |= {"trained": True, "source": path.name}
+    settings |= {"trained": True, "source": source or path.name}
     return write_model(dest / name, settings, tensors, files)
 
 
