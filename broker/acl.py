@@ -17,12 +17,14 @@ from broker.keys import BATCHES, RESULTS, TASKS, Keys
 #: Streams that a role reads or writes. Whoever takes makes lost groups again, of all streams.
 STREAMS = (TASKS, BATCHES, RESULTS)
 ROLES = ("planner", "packer", "gpu", "writer", "client")
+#: Roles that one process of all nodes fills at a time.
+ONCE = ("planner", "writer")
 #: Of every process that works: groups, leases, hand-offs, and looking at the queue.
 _GROUPS = ("xgroup|create", "xgroup|delconsumer", "xinfo|groups", "xinfo|consumers", "xlen")
 _TAKE = ("xreadgroup", "xack", "xdel", "xclaim", "xpending")
 _BOOKS = ("get", "set", "del", "exists", "incr", "hget", "hset", "hdel", "hgetall", "hincrby")
 _SCRIPTS = ("eval", "evalsha", "script|load")
-_CONNECTION = ("ping", "time", "select", "client|setinfo", "client|setname")
+_CONNECTION = ("ping", "time", "select", "client|setname")
 _COMMANDS = {
     "planner": (*_GROUPS, "xadd", "info", *_BOOKS, *_SCRIPTS),
     "packer": (*_GROUPS, *_TAKE, "xadd", *_BOOKS, *_SCRIPTS),
@@ -37,6 +39,7 @@ def rules(roles: Iterable[str], namespace: str = "vnp") -> list[str]:
     roles = list(roles)
     keys = Keys(namespace)
     patterns = {keys.progress("*"), keys.workers}
+    patterns |= {keys.role(role) for role in roles if role in ONCE}
     if roles != ["client"]:
         patterns |= {keys.stream(name) for name in STREAMS}
         patterns |= {keys.open, keys.incarnation, keys.activity, keys.dropped("*")}
