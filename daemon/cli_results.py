@@ -30,10 +30,14 @@ def export(
 ) -> None:
     """Writes tables and embeddings of a finished job in another format; prints the files."""
     from daemon.client import find_out
+    from ops.errors import UsageError
     from ops.export import export as write
+    from ops.place import is_remote
 
     out = find_out(load_config(config_file, state_dir=state_dir), name)
-    for path in write(out, form, into or out / "export"):
+    if into is None and is_remote(out):
+        raise UsageError(f"name a folder for the files of {out} with --into")
+    for path in write(out, form, into or Path(out) / "export"):
         click.echo(path)
 
 
@@ -95,15 +99,15 @@ def cite(pipeline: str) -> None:
 def report(name: str, config_file: Path | None, state_dir: Path | None) -> None:
     """Writes report.html and vnp_mqc.tsv of a finished job; prints the files."""
     from daemon.client import find_out
-    from ops.durable import write_atomic
+    from ops.place import place_of
     from ops.report import gather_report
     from ops.report_html import multiqc, render
 
     out = find_out(load_config(config_file, state_dir=state_dir), name)
     gathered = gather_report(out)
     for file, data in (("report.html", render(gathered)), ("vnp_mqc.tsv", multiqc(gathered))):
-        write_atomic(out / file, data)
-        click.echo(out / file)
+        place_of(out).write(file, data)
+        click.echo(place_of(out).path(file))
 
 
 COMMANDS = (results, export, report, frames, verify, cite)

@@ -21,7 +21,7 @@ from ops.durable import describe_os_error, make_dir
 from ops.errors import IdentityError, NoInputError, OutputError, UnavailableError, UsageError
 from ops.identity import Identity
 from ops.jobs import CANCELLED, FAILED, RUNNING, InputFile, JobSpec, JobStore, new_job_id, utc_now
-from ops.manifest import ManifestTail
+from ops.place import absolute, is_remote, place_of
 from ops.source import check_readable
 
 WAIT_POLL_S = 0.2
@@ -59,9 +59,10 @@ class JobRequest:
         return first.split(".")[0]
 
     @property
-    def out_path(self) -> Path:
-        """OUT, absolute; by default STEM.vnp in the current folder, after the first input."""
-        return Path(self.out if self.out is not None else f"{self.stem}.vnp").absolute()
+    def out_name(self) -> str:
+        """OUT, an absolute path or the URL of an object store; by default STEM.vnp in the current
+        folder, after the first input."""
+        return absolute(self.out if self.out is not None else f"{self.stem}.vnp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +134,12 @@ def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) 
     identity = identity_of(config, request)
     store = JobStore(config.jobs_dir)
     job = new_job_id()
-    out = request.out_path
+    out = request.out_name
     if to_other_user:
         os.umask(GROUP_UMASK)
         if request.out is None:
-            out = config.jobs_dir / "results" / f"{request.stem}-{job}"
-    if out.exists() and not out.is_dir():
+            out = str((config.jobs_dir / "results" / f"{request.stem}-{job}").absolute())
+    if not is_remote(out) and Path(out).exists() and not Path(out).is_dir():
         raise OutputError(f"{out} is a file, not a folder; choose another --out")
     inputs = [
         _input(path, store.spool_path(job, number), to_other_user)
@@ -147,7 +148,7 @@ def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) 
     spec = JobSpec(
         id=job,
         inputs=tuple(inputs),
-        out=str(out.absolute()),
+        out=out,
         identity=identity,
         embeddings=request.embeddings or request.pipeline != "virus",
         compat=request.compat,
@@ -288,7 +289,7 @@ class JobWatch:
         self.store = JobStore(config.jobs_dir)
         self.job = job
         self.spec = self.store.spec(job)
-        self._tail = ManifestTail(Path(self.spec.out) / "manifest.jsonl")
+        self._tail = place_of(self.spec.out).tail()
         self._shards: set[int] = set()
         self._chunks_done = 0
         self._namespace, self._redis_url = config.namespace, redis_url
@@ -415,11 +416,11 @@ def wait(config: Config, jobs: Sequence[str]) -> int:
     return max(codes, default=0)
 
 
-def find_out(config: Config, name: str) -> Path:
-    """OUT of a job id, or of a folder. Raises NoInputError."""
-    if (Path(name) / "manifest.jsonl").is_file():
-        return Path(name)
+def find_out(config: Config, name: str) -> str:
+    """OUT of a job id, or of a folder or URL. Raises NoInputError."""
+    if is_remote(name) or (Path(name) / "manifest.jsonl").is_file():
+        return name.rstrip("/")
     store = JobStore(config.jobs_dir)
     if name in store.list():
-        return Path(store.spec(name).out)
+        return store.spec(name).out
     raise NoInputError(f"{name} is neither a job nor an output folder; see `vnp list`")

@@ -90,6 +90,9 @@ class Config(BaseSettings):
     """None: a private server that lives and dies with the service."""
     namespace: str = "vnp"
     """Start of every key in Redis; services that share a Redis and a namespace share their work."""
+    scratch_dir: Path | None = None
+    """For one shard, and the tables of a job, on their way to or from an object store; None:
+    state_dir/scratch."""
     models_dir: Path = Field(default_factory=default_models_dir)
     """Imported models; STATE_DIRECTORY/models, else the user's XDG data folder."""
     esm2: str = DEFAULT_NAMES["esm2"]
@@ -331,6 +334,7 @@ class Config(BaseSettings):
             heartbeat_s=self.heartbeat_s,
             threads=self.threads or self._threads_of_one,
             input_roots=self._input_roots,
+            scratch_dir=str((self.scratch_dir or self.state_dir / "scratch").absolute()),
             log_file=str(self.log_path.absolute()) if self.log_path else None,
             log_level=self.log_level,
         )

@@ -19,12 +19,14 @@ from daemon.config import Config
 from daemon.show import duration
 from ops.cut import CutParams, cut_shards, plan_input
 from ops.dna_tokens import DnaTokenizer
+from ops.durable import size_in_words
 from ops.errors import UsageError, VnpError
 from ops.identity import Identity
 from ops.jobs import FINISHED, InputFile, JobSpec, JobStore, Plan
 from ops.modelstore import tokenizer_path
-from ops.output import estimate_bytes, size_in_words
+from ops.output import estimate_bytes
 from ops.packing import Budgets
+from ops.place import place_of
 from ops.prepare import prepare
 from ops.runfile import read_run
 
@@ -95,7 +97,7 @@ def _disk_bytes(config: Config, request: JobRequest, identity: Identity, plan: P
     spec = JobSpec(
         id="dry-run",
         inputs=(InputFile("", 0, 0),),
-        out=str(request.out_path),
+        out=request.out_name,
         identity=identity,
         embeddings=request.embeddings,
         embedding_width=config.embedding_width(request.pipeline),
@@ -111,7 +113,7 @@ def _measured_rate(config: Config, identity: Identity) -> float | None:
             spec = store.spec(job)
             if store.state(job) != FINISHED or not spec.identity.served_by(identity):
                 continue
-            run = read_run(Path(spec.out)) or {}
+            run = read_run(place_of(spec.out)) or {}
             start, end = (datetime.fromisoformat(run[key]) for key in ("started", "finished"))
             seconds = (end - start).total_seconds()
             frames: int = run["counts"]["frames"]

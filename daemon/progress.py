@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import time
 from collections import Counter
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -16,11 +15,13 @@ from rich.table import Table
 
 from daemon.client import JobView
 from daemon.show import describe, plural
+from ops.place import place_of
 
 #: Between two lines where there is no terminal.
 LINE_EVERY_S = 10.0
 #: Rows of sequences.tsv that are shown at the end.
 MAX_ROWS = 20
+#: What a job has left, and what it is.
 FILES = (
     ("sequences.tsv", "one row per record"),
     ("chunks.tsv", "one row per chunk"),
@@ -29,6 +30,8 @@ FILES = (
     ("shards", "every row: scores, embeddings if kept"),
     ("run.json", "identity, versions, counts"),
 )
+#: Folders are there when a file of theirs is.
+_TOLD_BY = {"compat": "compat/prediction_results.txt", "shards": "run.json"}
 
 
 class Progress:
@@ -70,13 +73,15 @@ class Progress:
             self.console.print(f"vnp: {line}", highlight=False, soft_wrap=True)
 
 
-def print_result(out: Path, console: Console, trained: bool, worth: str = "") -> None:
+def print_result(out: str, console: Console, trained: bool, worth: str = "") -> None:
     """What became of the records (at most MAX_ROWS of them), and the files written.
 
     worth: what is known of the classifier, in one line.
     """
-    is_virus_job = (out / "chunks.tsv").exists()
-    with (out / "sequences.tsv").open(newline="", encoding="utf-8") as stream:
+    place = place_of(out)
+    sizes = place.sizes(_TOLD_BY.get(name, name) for name, _ in FILES)
+    is_virus_job = sizes["chunks.tsv"] >= 0
+    with place.local("sequences.tsv") as path, path.open(newline="", encoding="utf-8") as stream:
         rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
         shown: list[dict[str, str]] = []
         counts: Counter[str] = Counter()
@@ -86,7 +91,7 @@ def print_result(out: Path, console: Console, trained: bool, worth: str = "") ->
                 shown.append(row)
     console.print(_table(shown, is_virus_job, trained))
     if hidden := counts.total() - len(shown):
-        _print(console, f"... and {hidden:,} more in {out / 'sequences.tsv'}")
+        _print(console, f"... and {hidden:,} more in {place.path('sequences.tsv')}")
     _print(console, _totals(counts, is_virus_job))
     if worth:
         _print(console, worth)
@@ -99,7 +104,7 @@ def print_result(out: Path, console: Console, trained: bool, worth: str = "") ->
         )
     _print(console, f"\nin {out}:")
     for name, what in FILES:
-        if (out / name).exists():
+        if sizes[_TOLD_BY.get(name, name)] >= 0:
             _print(console, f"  {name:<16} {what}")
 
 

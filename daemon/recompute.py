@@ -21,16 +21,17 @@ from ops.cut import CutParams, cut_shards, plan_input
 from ops.dna_tokens import DnaTokenizer
 from ops.engine import Engine
 from ops.errors import CorruptionError
-from ops.finish import shard_file
+from ops.finish import read_shard_of
 from ops.gather import ShardGather
 from ops.identity import Identity
-from ops.manifest import MANIFEST, ManifestState, read_manifest
+from ops.manifest import ManifestState
 from ops.modelstore import TOKENIZER
 from ops.nouns import ShardTask
 from ops.packing import Budgets
+from ops.place import Place, place_of
 from ops.prepare import prepare
 from ops.runfile import RUN, read_run
-from ops.shardfile import build_shard, read_shard
+from ops.shardfile import build_shard
 from workers.gpu import engine_spec
 from workers.settings import WorkerSettings
 
@@ -49,9 +50,10 @@ class Found(NamedTuple):
 def recompute(config: Config, name: str, count: int) -> int:
     """Computes `count` shards of an output folder again, evenly spread; returns the exit code."""
     out = find_out(config, name)
-    run, state = read_run(out), read_manifest(out / MANIFEST)
+    place = place_of(out)
+    run, state = read_run(place), place.manifest()
     if run is None or state.header is None:
-        raise CorruptionError(f"{out / RUN} is lost; `vnp verify` checks the rest")
+        raise CorruptionError(f"{place.path(RUN)} is lost; `vnp verify` checks the rest")
     settings = config_of(config, run).worker_settings("")
     numbers = sorted(state.shards)
     picked = np.linspace(0, len(numbers) - 1, min(count, len(numbers))).round().astype(int)
@@ -61,7 +63,7 @@ def recompute(config: Config, name: str, count: int) -> int:
     compute = shard_computer(engine, settings, identity)
     bad = 0
     for task in _tasks(run, identity, settings, sample):
-        found = compare(out, state, compute(task), identity, engine.numerics)
+        found = compare(place, state, compute(task), identity, engine.numerics)
         bad += found.is_promised and found.difference != 0
         same = "the same bytes" if found.difference == 0 else f"up to {found.difference:.2g} apart"
         numerics = "the same numerics" if found.is_promised else "other numerics"
@@ -90,7 +92,7 @@ def shard_computer(
 
 
 def compare(
-    out: Path, state: ManifestState, gather: ShardGather, identity: Identity, numerics: str
+    place: Place, state: ManifestState, gather: ShardGather, identity: Identity, numerics: str
 ) -> Found:
     """A computed shard beside the committed one."""
     line = state.shards[gather.shard]
@@ -98,7 +100,7 @@ def compare(
     image = build_shard(gather.account, gather.rows(), identity)
     if hashlib.sha256(image).hexdigest() == line.sha256:
         return Found(line.shard, is_promised, 0.0)
-    theirs, ours = read_shard(out / shard_file(line.shard)).rows, gather.rows()
+    theirs, ours = read_shard_of(place, line.file).rows, gather.rows()
     differences = [
         float(np.nanmax(np.abs(a - b), initial=0.0))
         for a, b in (

@@ -12,21 +12,25 @@ from daemon.client import JobRequest, find_out
 from daemon.config import Config
 from daemon.run import run_foreground
 from daemon.show import plural, verify
-from ops.errors import CorruptionError
+from ops.errors import CorruptionError, UsageError
+from ops.place import is_remote, place_of
 from ops.repair import repair_output
 from ops.runfile import EX_SOME_FAILED, RUN, read_run
 
 
 def repair(config: Config, name: str) -> int:
     """Repairs an output folder and checks it; returns the exit code of `vnp verify`."""
-    out = find_out(config, name)
+    named = find_out(config, name)
+    if is_remote(named):
+        raise UsageError(f"{named} is no folder; compute it anew with --force")
+    out = Path(named)
     found = repair_output(out)
     for problem in found.problems:
         click.echo(f"vnp: {problem}", err=True)
     if found.needed:
         lost = f"{plural(len(found.shards), 'shard')} of {out} to compute again"
         click.echo(f"vnp: {lost}", err=True)
-        run = read_run(out)
+        run = read_run(place_of(out))
         if run is None:
             raise CorruptionError(f"{out / RUN} is lost; run the command of the job again")
         code = run_foreground(

@@ -22,6 +22,7 @@ from daemon.service import TICK_S, Service
 from ops.durable import FileLock
 from ops.errors import VnpError
 from ops.jobs import FINISHED, JobStore, Outcome
+from ops.place import place_of
 from ops.runfile import exit_code, is_finished, read_run
 from workers.logs import configure_logs
 from workers.loop import StopFlag
@@ -45,8 +46,8 @@ def run_foreground(
     130 or 143 when a signal ended it; what was committed by then stays, and the same command goes
     on from it.
     """
-    folder = runtime_folder(request.out_path)
-    busy = f"{request.out_path} is in use by another vnp run; wait for it or choose another --out"
+    folder = runtime_folder(request.out_name)
+    busy = f"{request.out_name} is in use by another vnp run; wait for it or choose another --out"
     lock = FileLock(folder / "lock", busy)
     try:
         for left in folder.glob("state*"):  # of a run that was killed
@@ -71,24 +72,24 @@ def _run(
     spec = JobStore(config.jobs_dir).spec(job)
     outcome: Outcome | None
     if not request.force and is_finished(spec):
-        counts = (read_run(request.out_path) or {})["counts"]
+        counts = (read_run(place_of(request.out_name)) or {})["counts"]
         message = "finished already; --force computes it anew"
         outcome = Outcome(FINISHED, exit_code(counts), message)
         _tell(console, outcome.message)
     else:
         outcome = _compute(config, job, console, stop)
     if outcome is None:
-        _tell(console, f"stopped; the same command goes on from {request.out_path}")
+        _tell(console, f"stopped; the same command goes on from {request.out_name}")
         return 128 + stop.signal
     if outcome.state != FINISHED:
         raise JobFailedError(outcome)
     if as_json:
-        click.echo(json.dumps({"id": job, "state": outcome.state, "out": str(request.out_path)}))
+        click.echo(json.dumps({"id": job, "state": outcome.state, "out": request.out_name}))
     else:
         caller = config.cards["classifier"]
         told = caller.note and spec.identity.classifier == caller.digest
         worth = f"calls by {caller.name}: {caller.note}" if told else ""
-        print_result(request.out_path, results, spec.identity.trained, worth)
+        print_result(request.out_name, results, spec.identity.trained, worth)
     return outcome.exit_code
 
 

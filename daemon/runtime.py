@@ -9,15 +9,18 @@ import tempfile
 from pathlib import Path
 
 from ops.errors import PermissionDeniedError
+from ops.place import is_remote
 
 
-def runtime_folder(out: Path) -> Path:
+def runtime_folder(out: str) -> Path:
     """A folder (mode 0700, ours) for the run that writes into `out`; made if need be.
 
     Under $XDG_RUNTIME_DIR, else under the shared temporary folder, where somebody else could have
     made it first: a folder that is not ours alone is refused.
     """
-    name = hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(out if is_remote(out) else Path(out).resolve())).hexdigest()[
+        :16
+    ]
     base = os.environ.get("XDG_RUNTIME_DIR")
     parent = Path(base) / "vnp" if base else Path(tempfile.gettempdir()) / f"vnp-{os.getuid()}"
     for folder in (parent, parent / name):

@@ -18,6 +18,7 @@ from daemon.config import Config
 from ops.errors import ConfigError, NoInputError, PermissionDeniedError, UnavailableError
 from ops.jobs import JobStore
 from ops.modelstore import ModelCard
+from ops.place import place_of
 
 FOLLOW_POLL_S, JOURNAL_POLL_S = 0.2, 1.0
 WATCH_EVERY_S = 2.0
@@ -184,15 +185,15 @@ def _journal_lines(follow: bool, ended: Callable[[], bool]) -> Iterator[str]:
 def results(config: Config, name: str, partial: bool) -> None:
     """sequences.tsv of a finished job; partial: the rows of the records that are committed."""
     out = find_out(config, name)
-    path = out / "sequences.tsv"
-    if partial and not path.exists():
+    place, table = place_of(out), "sequences.tsv"
+    if partial and place.sizes([table])[table] < 0:
         from ops.partial import write_partial
 
-        done, total = write_partial(out, sys.stdout.buffer)
+        done, total = write_partial(place, sys.stdout.buffer)
         click.echo(f"vnp: {done:,} of {plural(total, 'record')}", err=True)
         return
     try:
-        with path.open("rb") as stream:
+        with place.local(table) as path, path.open("rb") as stream:
             shutil.copyfileobj(stream, sys.stdout.buffer)
     except FileNotFoundError:
         raise NoInputError(
@@ -204,7 +205,7 @@ def verify(config: Config, name: str) -> int:
     """Everything in an output folder, read again."""
     from ops.verify import verify_output
 
-    out: Path = find_out(config, name)
+    out = find_out(config, name)
     report = verify_output(out)
     for problem in report.problems:
         click.echo(f"vnp: {problem}", err=True)

@@ -121,14 +121,14 @@ def remove_temporary(folder: Path) -> int:
     return len(stray)
 
 
-def describe_os_error(error: OSError, path: Path) -> VnpError:
+def describe_os_error(error: OSError, path: str | os.PathLike[str]) -> VnpError:
     """An OSError of writing at `path` as the line that a user reads; it may pass."""
     described = _describe(error, path)
     described.may_pass = True
     return described
 
 
-def _describe(error: OSError, path: Path) -> VnpError:
+def _describe(error: OSError, path: str | os.PathLike[str]) -> VnpError:
     reason = (error.strerror or str(error)).lower()
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return PermissionDeniedError(f"{path} cannot be written ({reason}); choose another folder")
@@ -142,6 +142,15 @@ def free_bytes(path: Path) -> int:
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free
+
+
+def size_in_words(num_bytes: float) -> str:
+    """0.1 MB, 2.5 GB."""
+    for unit in ("kB", "MB", "GB"):
+        num_bytes /= 1_000
+        if num_bytes < 1_000:
+            return f"{num_bytes:.1f} {unit}"
+    return f"{num_bytes / 1_000:.1f} TB"
 
 
 class FileLock:

@@ -57,6 +57,13 @@ class OutputError(VnpError):
     exit_code = 73
 
 
+class StoreError(OutputError):
+    """An object store does not answer, or refuses (EX_IOERR)."""
+
+    exit_code = 74
+    may_pass = True
+
+
 class FencedError(OutputError):
     """Another writer has taken the output folder over: nothing that this one does counts."""
 

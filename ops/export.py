@@ -15,6 +15,7 @@ virus jobs. Where records share a name, the second has `#2` after it, and so on.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,11 +31,14 @@ from ops.errors import NoInputError, UsageError
 from ops.finish import read_shards
 from ops.frames_export import chunk_id
 from ops.identity import Identity
-from ops.manifest import MANIFEST, read_manifest
+from ops.manifest import MANIFEST
 from ops.nouns import F32, Dtype, Status
+from ops.place import Place, place_of
 from ops.shardfile import ShardData
 from ops.tables import escape, row
 
+#: A folder, or the URL of a prefix in an object store.
+Out = str | os.PathLike[str]
 MATRICES = ("esm2", "dnabert_s")
 ROW_COLUMNS = ("id", "seq_name", "record", "chunk", "frame", "start", "end", "dtype")
 
@@ -43,14 +47,14 @@ ROW_COLUMNS = ("id", "seq_name", "record", "chunk", "frame", "start", "end", "dt
 class Source:
     """A finished job, as `vnp export` reads it."""
 
-    out: Path
+    place: Place
     identity: Identity
-    num_shards: int
+    files: tuple[str, ...]  # of the shards, in order
     num_rows: int  # computed or failed
     embeddings: bool
 
     def shards(self, *, embeddings: bool) -> Iterator[ShardData]:
-        return read_shards(self.out, self.num_shards, self.identity, embeddings=embeddings)
+        return read_shards(self.place, self.files, self.identity, embeddings=embeddings)
 
     @property
     def matrices(self) -> dict[str, str]:
@@ -59,10 +63,11 @@ class Source:
         return {matrix: name for matrix, name in zip(MATRICES, names, strict=True) if name}
 
 
-def open_source(out: Path, *, needs_embeddings: bool) -> Source:
+def open_source(out: Out, *, needs_embeddings: bool) -> Source:
     """Raises NoInputError: not finished; UsageError: embeddings are wanted and were not kept."""
+    place = place_of(out)
     try:
-        state = read_manifest(out / MANIFEST)
+        state = place.manifest()
     except FileNotFoundError:
         raise NoInputError(f"{out} holds no {MANIFEST}; name the --out of a job") from None
     header = state.header
@@ -73,7 +78,8 @@ def open_source(out: Path, *, needs_embeddings: bool) -> Source:
             f"{out} was made without --embeddings; run the job again with it and --force"
         )
     rows = sum(line.rows for line in state.shards.values())
-    return Source(out, header.identity, header.num_shards, rows, header.embeddings)
+    files = tuple(state.shards[number].file for number in range(header.num_shards))
+    return Source(place, header.identity, files, rows, header.embeddings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +161,7 @@ def _require_folder(into: Path) -> None:
         raise describe_os_error(error, into) from error
 
 
-def export_npy(out: Path, into: Path) -> list[Path]:
+def export_npy(out: Out, into: Path) -> list[Path]:
     """rows.tsv and one (rows, width) float32 matrix per model; returns the files."""
     source = open_source(out, needs_embeddings=True)
     _require_folder(into)
@@ -186,7 +192,7 @@ def _npy_header(shape: tuple[int, int]) -> bytes:
     return b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little") + text.ljust(117).encode() + b"\n"
 
 
-def export_h5_per_id(out: Path, into: Path) -> list[Path]:
+def export_h5_per_id(out: Out, into: Path) -> list[Path]:
     """One dataset of (width,) float32 per row, and the attribute `model_name`; returns the files.
 
     / and a lone . or .. cannot stand in a name of HDF5: such ids are percent-encoded.
@@ -220,18 +226,18 @@ def _atomic_h5(path: Path) -> Iterator[h5py.File]:
         yield file
 
 
-def export(out: Path, form: str, into: Path) -> list[Path]:
+def export(out: Out, form: str, into: Path) -> list[Path]:
     """Writes one of FORMATS; returns the files."""
     return FORMATS[form](out, into)
 
 
-def _export_parquet(out: Path, into: Path) -> list[Path]:
+def _export_parquet(out: Out, into: Path) -> list[Path]:
     from ops.export_parquet import export_parquet
 
     return export_parquet(out, into)
 
 
-FORMATS: dict[str, Callable[[Path, Path], list[Path]]] = {
+FORMATS: dict[str, Callable[[Out, Path], list[Path]]] = {
     "parquet": _export_parquet,
     "npy": export_npy,
     "h5-per-id": export_h5_per_id,

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from ops.durable import atomic_file, describe_os_error, make_dir
 from ops.errors import ConfigError
-from ops.export import ROW_COLUMNS, ExportRows, Source, export_rows, open_source
+from ops.export import ROW_COLUMNS, ExportRows, Out, Source, export_rows, open_source
 from ops.finish import CHUNKS, SEQUENCES
 from ops.nouns import Dtype
 
@@ -33,15 +33,16 @@ _NULLABLE_TEXT = ("prediction", "best_frame", "note")
 BLOCK_BYTES = 8 << 20
 
 
-def export_parquet(out: Path, into: Path) -> list[Path]:
+def export_parquet(out: Out, into: Path) -> list[Path]:
     """sequences, chunks (virus jobs), and embeddings where they were kept; returns the files."""
     source = open_source(out, needs_embeddings=False)
     try:
         make_dir(into)
-        tables = [out / name for name in (SEQUENCES, CHUNKS) if (out / name).exists()]
-        paths = [into / path.with_suffix(".parquet").name for path in tables]
-        for table, path in zip(tables, paths, strict=True):
-            with atomic_file(path) as stream:
+        sizes = source.place.sizes((SEQUENCES, CHUNKS))
+        tables = [name for name, size in sizes.items() if size >= 0]
+        paths = [into / Path(name).with_suffix(".parquet").name for name in tables]
+        for name, path in zip(tables, paths, strict=True):
+            with source.place.local(name) as table, atomic_file(path) as stream:
                 _write(stream, _table_batches(table))
         if source.embeddings:
             paths.append(into / "embeddings.parquet")
@@ -65,7 +66,8 @@ def _write(stream: BinaryIO, batches: Iterator[Any]) -> None:
 
 def _table_batches(path: Path) -> Iterator[Any]:
     """A table as it stands: no quotes, no guesses at types."""
-    header = path.open("rb").readline().decode().rstrip("\n").split("\t")
+    with path.open("rb") as stream:
+        header = stream.readline().decode().rstrip("\n").split("\t")
     types = {name: _TYPES.get(name, pa.string()) for name in header}
     schema = pa.schema(types.items())
     yield pa.record_batch([pa.array([], kind) for kind in schema.types], schema=schema)

@@ -17,6 +17,7 @@ from ops.durable import atomic_file, make_subfolder
 from ops.errors import CorruptionError
 from ops.identity import Identity
 from ops.manifest import ShardLine
+from ops.place import Place
 from ops.shardfile import ShardData, read_shard
 from ops.tables import Counts, TableWriter
 from ops.virusfasta import RecordPiece, write_virus_fasta
@@ -28,20 +29,31 @@ ReadRecords = Callable[[], Iterable[RecordPiece]]
 
 
 def shard_file(shard: int) -> str:
-    """Where a shard lies in OUT; a function of its number alone."""
+    """Where a shard lies in a folder; a function of its number alone."""
     return f"shards/shard-{shard:06d}.h5"
 
 
 def read_shards(
-    out: Path, num_shards: int, identity: Identity, *, embeddings: bool = False
+    place: Place, files: Iterable[str], identity: Identity, *, embeddings: bool = False
 ) -> Iterator[ShardData]:
-    """All shards in order. Raises CorruptionError."""
-    for number in range(num_shards):
-        path = out / shard_file(number)
-        shard = read_shard(path, embeddings)
+    """The first shards of a job, or all of them, from their files in order. Raises
+    CorruptionError."""
+    for number, file in enumerate(files):
+        shard = read_shard_of(place, file, embeddings)
         if (shard.account.shard, shard.account.identity) != (number, identity.digest):
-            raise CorruptionError(f"{path} is not shard {number} of this job; use --force")
+            raise CorruptionError(
+                f"{place.path(file)} is not shard {number} of this job; use --force"
+            )
         yield shard
+
+
+def read_shard_of(place: Place, file: str, embeddings: bool = True) -> ShardData:
+    """One shard of a place. Raises CorruptionError."""
+    try:
+        with place.local(file) as path:
+            return read_shard(path, embeddings, shown=place.path(file))
+    except FileNotFoundError as error:
+        raise CorruptionError(f"{place.path(file)} is missing; restore it") from error
 
 
 def write_results(

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from ops.errors import IdentityError
@@ -94,13 +93,13 @@ class Identity:
         return f"{getattr(self, name + '_name')} ({value[:15]})"
 
 
-def require_same(ours: Identity, theirs: Identity, out: Path) -> None:
+def require_same(ours: Identity, theirs: Identity, out: object) -> None:
     """Raises IdentityError when the results in `out` (theirs) are not what we would compute."""
     if ours.digest != theirs.digest:
         raise mismatch(out, theirs.differences(ours))
 
 
-def mismatch(out: Path, differences: list[str]) -> IdentityError:
+def mismatch(out: object, differences: list[str]) -> IdentityError:
     """The error for an output folder that holds something else; phrases as "theirs, not ours"."""
     return IdentityError(
         f"{out} holds results of another job ({'; '.join(differences)}); "

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from ops.durable import create_exclusive, describe_os_error, make_dir, write_atomic
 from ops.errors import CorruptionError, IdentityError, UsageError
 from ops.identity import Identity
+from ops.place import place_of
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: nothing to misread
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
@@ -206,7 +207,7 @@ class JobStore:
         except (OSError, UsageError, CorruptionError, IdentityError):
             return None
         state = self.state(job)
-        lost = state == FINISHED and not (Path(spec.out) / "run.json").exists()
+        lost = state == FINISHED and place_of(spec.out).sizes(["run.json"])["run.json"] < 0
         usable = state not in (FAILED, CANCELLED) and not lost
         return job if usable and other.out == spec.out and spec.asks_the_same(other) else None
 

@@ -55,6 +55,7 @@ class EpochLine:
     host: str
     pid: int
     time: str  # RFC 3339, UTC
+    job: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return {"kind": "epoch", **asdict(self)}
@@ -81,7 +82,8 @@ class ShardLine:
 Line = HeaderLine | EpochLine | ShardLine
 L = TypeVar("L", HeaderLine, EpochLine, ShardLine)
 _TYPES: dict[str, type] = {"int": int, "str": str, "bool": bool}
-_FILE = re.compile(r"shards/shard-[0-9]{6,}\.h5")
+#: In an object store the epoch belongs to the name (`ops.bucket`).
+_FILE = re.compile(r"shards/shard-[0-9]{6,}(-[0-9]{5,})?\.h5")
 
 
 @dataclass
@@ -106,6 +108,7 @@ class ManifestState:
         """Takes one line in; returns it when it commits a shard that was not committed before."""
         if isinstance(line, HeaderLine):
             self.header = line
+            self.shards.clear()  # a later one (`ops.bucket`) begins anew
         elif isinstance(line, EpochLine):
             if line.epoch > self.epoch:
                 self.epochs.append(line)

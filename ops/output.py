@@ -1,12 +1,7 @@
-"""An output folder and its one writer: locked, recovered, committed shard by shard, finished.
+"""A job's output and its one writer: taken, recovered, committed shard by shard, finished.
 
-    OUT/.lock            flock of the writer
-    OUT/manifest.jsonl   the truth (`ops.manifest`); what it does not name does not exist
-    OUT/shards/*.h5      `ops.shardfile`
-    everything else      made from the shards at the end (`ops.finish`)
-
-A shard is committed by the order of four steps: its file is written and fsynced under a temporary
-name, renamed, the folder is fsynced, and then its manifest line is appended and fsynced.
+Where it lies, in a folder or in an object store, is `ops.place`'s. The manifest is the truth; what
+it does not name does not exist.
 """
 
 from __future__ import annotations
@@ -14,52 +9,22 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from ops.durable import (
-    FileLock,
-    describe_os_error,
-    free_bytes,
-    fsync_dir,
-    make_dir,
-    make_subfolder,
-    remove_durably,
-    remove_temporary,
-    write_atomic,
-    write_new,
-)
-from ops.errors import CorruptionError, IdentityError, InternalError, OutputError
-from ops.finish import (
-    COMPAT,
-    DERIVED,
-    ReadRecords,
-    describe_files,
-    is_sound,
-    read_shards,
-    shard_file,
-    write_results,
-)
+from ops.durable import describe_os_error
+from ops.errors import IdentityError, InternalError
+from ops.finish import ReadRecords, describe_files, read_shards, write_results
 from ops.gather import ShardGather
 from ops.identity import mismatch, require_same
 from ops.jobs import JobSpec, Plan, utc_now
-from ops.manifest import (
-    MANIFEST,
-    EpochLine,
-    HeaderLine,
-    ManifestState,
-    ManifestWriter,
-    ShardLine,
-    encode_line,
-    read_manifest,
-)
-from ops.runfile import RUN, describe_run, write_run
+from ops.manifest import EpochLine, HeaderLine, ManifestState, ShardLine
+from ops.place import Hold, Place, place_of
+from ops.runfile import RUN, describe_run, encode_run
 from ops.shardfile import ShardData, build_shard
 from ops.tables import Counts
 
-LOCK = ".lock"
 #: Bytes in the output of a shard, a record, a chunk, a frame, a base called virus; generous means.
 _DISK = {"shards": 40_000, "records": 250, "chunks": 130, "frames": 80, "letters": 0.35}
 
@@ -68,30 +33,23 @@ class Output:
     """The one writer of OUT. Made by `open`; used from one thread; `close` gives OUT back."""
 
     def __init__(
-        self,
-        out: Path,
-        spec: JobSpec,
-        plan: Plan,
-        lock: FileLock,
-        state: ManifestState,
-        manifest: ManifestWriter,
+        self, place: Place, hold: Hold, spec: JobSpec, plan: Plan, state: ManifestState
     ) -> None:
         assert state.header is not None
-        self.out = out
+        self.place = place
         self.num_shards = plan.shards
-        self.committed = set(state.shards)
+        self._files = {line.shard: line.file for line in state.shards.values()}
         self.numerics = set(state.numerics)
         self._spec, self._plan = spec, plan
         # Shards carry the folder's identity: the same values may go by other model names now.
         self._identity = state.header.identity
         self._epochs = list(state.epochs)
-        self._lock = lock
-        self._manifest = manifest
+        self._hold = hold
 
     @classmethod
     def open(
         cls,
-        out: Path,
+        out: str | os.PathLike[str],
         spec: JobSpec,
         plan: Plan,
         *,
@@ -99,57 +57,55 @@ class Output:
         again: bool = False,
         node: str = "",
         check: Callable[[], None] = lambda: None,
+        scratch: Path | None = None,
     ) -> Output:
         """Takes OUT, repairs what a crash has left, and starts a new epoch.
 
-        force: whatever the folder holds of an earlier job is removed first. again: the job has held
-        OUT before, so its manifest must be there. check is called between two files; what it raises
-        ends the opening. Raises OutputError (in use, not writable, too little space, away),
-        IdentityError (results of another job; nothing is touched), CorruptionError (a committed
-        shard is gone or damaged, the manifest is damaged).
+        force: whatever OUT holds of an earlier job is removed first. again: the job has held OUT
+        before, so its manifest must be there. check is called between two files; what it raises
+        ends the opening. scratch: see `place_of`. Raises OutputError (in use, not writable, too
+        little space, away), IdentityError (results of another job; nothing is touched),
+        CorruptionError (a committed shard is gone or damaged, the manifest is damaged).
         """
+        place = place_of(out, scratch)
         try:
-            if again:
-                _require_there(out)
-            else:
-                make_dir(out)
-            lock = FileLock(out / LOCK, f"{out} is in use by another run; choose another --out")
+            hold = place.hold(again=again)
             try:
                 if force:
-                    clear(out)
-                return cls._open_locked(out, spec, plan, lock, node, check)
+                    hold.clear()
+                state = hold.begin(_header(spec, plan), anew=force)
+                return cls._open_held(place, hold, spec, plan, state, node, check)
             except BaseException:
-                lock.release()
+                hold.release()
                 raise
         except OSError as error:
             raise describe_os_error(error, out) from error
 
     @classmethod
-    def _open_locked(
+    def _open_held(
         cls,
-        out: Path,
+        place: Place,
+        hold: Hold,
         spec: JobSpec,
         plan: Plan,
-        lock: FileLock,
+        state: ManifestState,
         node: str,
         check: Callable[[], None],
     ) -> Output:
-        state = read_or_begin(out, _header(spec, plan))
-        make_subfolder(out / "shards")
+        assert state.header is not None
+        _require_same_job(state.header, _header(spec, plan), place)
         share = 1 - len(state.shards) / plan.shards if plan.shards else 1.0
-        require_free_disk(out, int(share * estimate_bytes(spec, plan)))
-        manifest, state = start_epoch(out, state, node)
-        try:
-            with _unless_away(out):
-                require_shards(out, state, check)
-            for folder in (out, out / "shards", out / COMPAT):
-                remove_temporary(folder)
-            output = cls(out, spec, plan, lock, state, manifest)
-            write_run(out, output._describe())
-        except BaseException:
-            manifest.close()
-            raise
+        hold.require_room(int(share * estimate_bytes(spec, plan)))
+        state = hold.start_epoch(state, lambda number: _epoch(number, node, spec.id))
+        hold.require_shards(state, check)
+        output = cls(place, hold, spec, plan, state)
+        hold.write(RUN, encode_run(output._describe()))
         return output
+
+    @property
+    def committed(self) -> Set[int]:
+        """Numbers of the shards that are committed."""
+        return self._files.keys()
 
     @property
     def epoch(self) -> int:
@@ -159,7 +115,7 @@ class Output:
     @property
     def is_complete(self) -> bool:
         """True when every shard is committed, so that the job can be finished."""
-        return len(self.committed) == self.num_shards
+        return len(self._files) == self.num_shards
 
     def commit(self, gather: ShardGather) -> ShardLine:
         """Makes a complete shard durable; when this returns, its messages may be forgotten.
@@ -170,14 +126,14 @@ class Output:
         """
         account, rows = gather.account, gather.rows()
         assert 0 <= account.shard < self.num_shards, f"the job has no shard {account.shard}"
-        assert account.shard not in self.committed, "the shard is committed already"
+        assert account.shard not in self._files, "the shard is committed already"
         if account.identity != self._identity.digest:
             raise InternalError(f"shard {account.shard} was computed for another identity")
         self._check_numerics(gather.numerics)
         image = build_shard(account, rows, self._identity)
         line = ShardLine(
             shard=account.shard,
-            file=shard_file(account.shard),
+            file=self._hold.publish(account.shard, image),
             rows=len(rows.record),
             records=len(account.record),
             chunks=len(account.chunk),
@@ -186,25 +142,16 @@ class Output:
             numerics=gather.numerics,
             epoch=self.epoch,
         )
-        self._publish(self.out / line.file, image)
-        self._manifest.append(line)
-        self.committed.add(account.shard)
+        self._hold.append(line)
+        self._files[line.shard] = line.file
         self.numerics.update(gather.numerics)
         return line
-
-    def _publish(self, path: Path, image: bytes) -> None:
-        """Writes a shard file. One that is there already was left by a writer that has lost OUT; a
-        writer that wakes late, in its turn, must not replace what its successor has committed."""
-        self._manifest.require_ours()
-        if not write_new(path, image):
-            self._manifest.require_ours()
-            write_atomic(path, image)
 
     def _check_numerics(self, numerics: tuple[str, ...]) -> None:
         seen = self.numerics | set(numerics)
         if self._spec.same_numerics and len(seen) > 1:
             raise IdentityError(
-                f"{self.out} holds values of other numerics ({', '.join(sorted(seen))}); go on "
+                f"{self.place} holds values of other numerics ({', '.join(sorted(seen))}); go on "
                 "with the same kind of device and versions, or without --same-numerics"
             )
 
@@ -221,24 +168,25 @@ class Output:
         again. Raises CorruptionError, DataError (the input has changed), OutputError.
         """
         assert self.is_complete, "some shards are not committed"
-        shards = _checked(read_shards(self.out, self.num_shards, self._identity), check)
+        files = [self._files[number] for number in range(self.num_shards)]
+        shards = _checked(read_shards(self.place, files, self._identity), check)
         try:
-            for folder in (self.out, self.out / "shards", self.out / COMPAT):
-                remove_temporary(folder)
-            with _unless_away(self.out):
+            with self._hold.results() as folder:
                 counts = write_results(
-                    self.out,
+                    folder,
                     shards,
                     self._identity,
                     self._plan.records,
                     read_records,
                     self._spec.compat,
                 )
+                derived = describe_files(folder)
             ending = {"state": "finished", "finished": utc_now(), "counts": vars(counts)}
-            files = describe_files(self.out)
-            write_run(self.out, {**self._describe(), **(facts or {}), **ending, "files": files})
+            run = {**self._describe(), **(facts or {}), **ending, "files": derived}
+            self._hold.write(RUN, encode_run(run))
+            self._hold.sweep(files)
         except OSError as error:
-            raise describe_os_error(error, self.out) from error
+            raise describe_os_error(error, str(self.place)) from error
         return counts
 
     def _describe(self) -> dict[str, Any]:
@@ -246,30 +194,7 @@ class Output:
 
     def close(self) -> None:
         """Gives OUT back; a second call does nothing."""
-        self._manifest.close()
-        self._lock.release()
-
-
-def _require_there(out: Path) -> None:
-    if not (out / MANIFEST).exists():
-        error = OutputError(f"{out} is gone, or away; put it back, or cancel and submit anew")
-        error.may_pass = True
-        raise error
-
-
-@contextmanager
-def _unless_away(out: Path) -> Iterator[None]:
-    """Around reading shards: one that is missing because OUT is away for a while is no damage."""
-    try:
-        yield
-    except CorruptionError:
-        _require_there(out)
-        lines = read_manifest(out / MANIFEST).shards.values()
-        if not all(is_sound(out / line.file, line) for line in lines):
-            raise
-        error = OutputError(f"{out} was away for a moment; it is read again")
-        error.may_pass = True
-        raise error from None
+        self._hold.release()
 
 
 def _checked(shards: Iterator[ShardData], check: Callable[[], None]) -> Iterator[ShardData]:
@@ -290,79 +215,19 @@ def _header(spec: JobSpec, plan: Plan) -> HeaderLine:
     )
 
 
-def clear(out: Path) -> None:
-    """Removes a job's files and nothing else; interrupted anywhere, what is left is consistent.
-
-    Derived files first, then the manifest: shards that no manifest names do not exist.
-    """
-    for name in (*DERIVED, RUN):
-        (out / name).unlink(missing_ok=True)
-    fsync_dir(out)
-    remove_durably(out / MANIFEST)
-    for path in (out / "shards").glob("shard-*.h5"):
-        path.unlink()
+def _epoch(number: int, node: str, job: str) -> EpochLine:
+    return EpochLine(
+        epoch=number,
+        node=node,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        time=utc_now(),
+        job=job,
+    )
 
 
-def read_or_begin(out: Path, ours: HeaderLine) -> ManifestState:
-    """What the manifest of OUT says; a new one when there is none.
-
-    Raises IdentityError for another job's, before anything is touched.
-    """
-    path = out / MANIFEST
-    try:
-        state = read_manifest(path)
-    except FileNotFoundError:
-        _refuse_foreign_files(out)
-        write_new(path, encode_line(ours))  # unless somebody else just did, who may have gone on
-        state = read_manifest(path)
-    if state.header is None:  # not even a header: nothing was ever committed
-        write_atomic(path, encode_line(ours))
-        state = read_manifest(path)
-    assert state.header is not None
-    _require_same_job(state.header, ours, out)
-    return state
-
-
-def start_epoch(out: Path, state: ManifestState, node: str) -> tuple[ManifestWriter, ManifestState]:
-    """Begins a new epoch, which fences all writers before; returns what the manifest says then.
-
-    Read again, because a torn line may be whole but for its newline, which the epoch's line adds.
-    Nothing but temporary files (which are written again) is removed in a folder that is opened: a
-    process that stops in the middle, loses its lock and wakes late must not take away what its
-    successor has written. Shard files that no line names stay until they are committed over.
-    """
-    while True:
-        manifest = ManifestWriter(out / MANIFEST, state)
-        ours = EpochLine(
-            epoch=state.epoch + 1,
-            node=node,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            time=utc_now(),
-        )
-        try:
-            manifest.start(ours)
-            state = read_manifest(out / MANIFEST)
-        except BaseException:
-            manifest.close()
-            raise
-        if state.epochs[-1] == ours:
-            return manifest, state
-        manifest.close()  # somebody else was faster, with the same number
-
-
-def _refuse_foreign_files(out: Path) -> None:
-    """A folder without a manifest is new; files of our names in it would be somebody else's."""
-    found = [name for name in (*DERIVED, RUN) if (out / name).exists()]
-    if found:
-        raise OutputError(
-            f"{out} holds {found[0]} but no {MANIFEST}, so it is no folder of vnp; choose another "
-            "--out, or replace it with --force"
-        )
-
-
-def _require_same_job(theirs: HeaderLine, ours: HeaderLine, out: Path) -> None:
-    require_same(ours.identity, theirs.identity, out)
+def _require_same_job(theirs: HeaderLine, ours: HeaderLine, place: Place) -> None:
+    require_same(ours.identity, theirs.identity, place)
     names = ("input_digest", "num_shards", "num_records", "embeddings", "shard_bases")
     differences = [
         f"{name} {getattr(theirs, name)}, not {getattr(ours, name)}".replace("_", " ").lower()
@@ -370,19 +235,7 @@ def _require_same_job(theirs: HeaderLine, ours: HeaderLine, out: Path) -> None:
         if getattr(theirs, name) != getattr(ours, name)
     ]
     if differences:
-        raise mismatch(out, differences)
-
-
-def require_shards(out: Path, state: ManifestState, check: Callable[[], None]) -> None:
-    """Every committed shard has the bytes that were committed; reading them all is the price."""
-    for line in state.shards.values():
-        check()
-        path = out / line.file
-        if not is_sound(path, line):
-            raise CorruptionError(
-                f"{path} is missing or damaged, though it was committed; restore it, or "
-                f"`vnp verify --repair {out}` computes it anew"
-            )
+        raise mismatch(place, differences)
 
 
 def estimate_bytes(spec: JobSpec, plan: Plan) -> int:
@@ -397,24 +250,3 @@ def estimate_bytes(spec: JobSpec, plan: Plan) -> int:
     }
     width = spec.embedding_width if spec.keeps_embeddings else 0
     return int(sum(_DISK[name] * count for name, count in sizes.items()) + 4 * width * rows)
-
-
-def require_free_disk(out: Path, need_bytes: int) -> None:
-    """Raises OutputError when the file system of `out` has less than need_bytes left."""
-    free = free_bytes(out)
-    if free < need_bytes:
-        error = OutputError(
-            f"{out} needs about {size_in_words(need_bytes)} and has {size_in_words(free)} free; "
-            "free some, or choose another --out"
-        )
-        error.may_pass = True
-        raise error
-
-
-def size_in_words(num_bytes: float) -> str:
-    """0.1 MB, 2.5 GB."""
-    for unit in ("kB", "MB", "GB"):
-        num_bytes /= 1_000
-        if num_bytes < 1_000:
-            return f"{num_bytes:.1f} {unit}"
-    return f"{num_bytes / 1_000:.1f} TB"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from io import BytesIO
-from itertools import count
-from pathlib import Path
+from itertools import count, takewhile
 from typing import Any, BinaryIO
 
 from ops.errors import NoInputError
 from ops.finish import read_shards
-from ops.manifest import MANIFEST, read_manifest
+from ops.manifest import MANIFEST
+from ops.place import Place
 from ops.tables import TableWriter
 
 
@@ -20,22 +20,23 @@ class Nowhere(BytesIO):
         return len(data)
 
 
-def write_partial(out: Path, stream: BinaryIO) -> tuple[int, int]:
+def write_partial(place: Place, stream: BinaryIO) -> tuple[int, int]:
     """Writes header and rows of all records before the first shard that is not committed; returns
     how many, and how many records the job has. Rows that are written stay as they are.
 
     Raises NoInputError when nobody has begun to write there.
     """
     try:
-        state = read_manifest(out / MANIFEST)
+        state = place.manifest()
     except FileNotFoundError:
-        raise NoInputError(f"{out} holds no {MANIFEST} yet; see `vnp list`") from None
+        raise NoInputError(f"{place} holds no {MANIFEST} yet; see `vnp list`") from None
     if state.header is None:
-        raise NoInputError(f"{out} has no shards yet; see `vnp list`")
+        raise NoInputError(f"{place} has no shards yet; see `vnp list`")
     identity = state.header.identity
-    whole = next(number for number in count() if number not in state.shards)
+    whole = takewhile(state.shards.__contains__, count())
+    files = (state.shards[number].file for number in whole)
     chunks = Nowhere() if identity.pipeline == "virus" else None
     tables = TableWriter(stream, chunks, identity.uracil_as_t)
-    for shard in read_shards(out, whole, identity):
+    for shard in read_shards(place, files, identity):
         tables.add(shard)
     return tables.counts.records, state.header.num_records

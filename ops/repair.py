@@ -14,6 +14,7 @@ from typing import Any
 from ops.durable import FileLock, describe_os_error, remove_durably, write_atomic
 from ops.errors import CorruptionError
 from ops.finish import shard_file
+from ops.folder import LOCK, Folder
 from ops.identity import Identity
 from ops.manifest import (
     MANIFEST,
@@ -24,8 +25,7 @@ from ops.manifest import (
     decode_line,
     encode_line,
 )
-from ops.output import LOCK
-from ops.runfile import RUN, read_run, write_run
+from ops.runfile import RUN, encode_run, read_run
 from ops.verify import verify_output
 
 
@@ -103,7 +103,7 @@ def _write(out: Path, lines: list[Line]) -> None:
 
 
 def _header_from_run(out: Path) -> HeaderLine:
-    run = read_run(out) or {}
+    run = read_run(Folder(out)) or {}
     try:
         identity = {k: v for k, v in run["identity"].items() if k != "digest"}
         return HeaderLine(
@@ -125,10 +125,10 @@ def _header_from_run(out: Path) -> HeaderLine:
 def _reopen_run(out: Path) -> None:
     """The job is not finished any more."""
     try:
-        run: dict[str, Any] | None = read_run(out)
+        run: dict[str, Any] | None = read_run(Folder(out))
     except CorruptionError:
         run = None
     if run is None:
         (out / RUN).unlink(missing_ok=True)
     else:
-        write_run(out, {**run, "state": "running"})
+        write_atomic(out / RUN, encode_run({**run, "state": "running"}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import heapq
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,7 +14,7 @@ from typing import Any
 
 from ops.errors import NoInputError
 from ops.finish import CHUNKS, SEQUENCES
-from ops.manifest import MANIFEST, read_manifest
+from ops.place import Place, place_of
 from ops.runfile import read_run
 
 SCORE_BINS = 50
@@ -51,14 +52,16 @@ class Report:
     progress: list[tuple[float, int]] = field(default_factory=list)  # seconds, rows committed
 
 
-def gather_report(out: Path) -> Report:
+def gather_report(out: str | os.PathLike[str]) -> Report:
     """Raises NoInputError: not a finished job."""
-    run = read_run(out)
+    place = place_of(out)
+    run = read_run(place)
     if run is None or run.get("state") != "finished":
         raise NoInputError(f"{out} is no finished job; see `vnp list`")
-    report = Report(run, progress=_progress(out))
+    report = Report(run, progress=_progress(place))
     if run["parameters"]["pipeline"] == "virus":
-        _read_tables(out, report)
+        with place.local(SEQUENCES) as sequences, place.local(CHUNKS) as chunks:
+            _read_tables(_rows(sequences), _rows(chunks), report)
     return report
 
 
@@ -67,9 +70,10 @@ def _rows(path: Path) -> Iterator[list[str]]:
         yield from csv.reader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
-def _read_tables(out: Path, report: Report) -> None:
+def _read_tables(
+    sequences: Iterator[list[str]], chunks: Iterator[list[str]], report: Report
+) -> None:
     """Both tables side by side: a record's chunks are the next n_chunks rows of chunks.tsv."""
-    sequences, chunks = _rows(out / SEQUENCES), _rows(out / CHUNKS)
     columns, chunk_columns = next(sequences), next(chunks)
     score_at = chunk_columns.index("virus_score")
     largest: list[Track] = []
@@ -120,10 +124,10 @@ def _length_bin(length: int) -> int:
     return min(max(place, 0), LENGTH_BINS - 1)
 
 
-def _progress(out: Path) -> list[tuple[float, int]]:
+def _progress(place: Place) -> list[tuple[float, int]]:
     """Rows committed over time, told from when the shard files were written; a point a step."""
-    lines = read_manifest(out / MANIFEST).shards.values()
-    written = sorted((((out / line.file).stat().st_mtime), line.rows) for line in lines)
+    rows_of = {line.file: line.rows for line in place.manifest().shards.values()}
+    written = sorted((at, rows_of[name]) for name, at in place.times(rows_of).items())
     if not written:
         return []
     begin, total, points = written[0][0], 0, []

@@ -6,15 +6,14 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from ops import __version__
-from ops.durable import write_atomic
 from ops.errors import CorruptionError
 from ops.jobs import JobSpec, Plan, utc_now
-from ops.manifest import MANIFEST, EpochLine, read_manifest
+from ops.manifest import EpochLine
 from ops.nouns import Status
+from ops.place import Place, place_of
 
 RUN = "run.json"
 FORMAT = 1
@@ -75,10 +74,10 @@ def is_finished(spec: JobSpec) -> bool:
 
     Told from the sizes of files, not from their bytes; `vnp verify` reads those.
     """
-    out = Path(spec.out)
+    place = place_of(spec.out)
     try:
-        run = read_run(out) or {}
-        manifest = read_manifest(out / MANIFEST)
+        run = read_run(place) or {}
+        manifest = place.manifest()
     except (CorruptionError, FileNotFoundError):
         return False
     if run.get("state") != "finished" or run["identity"]["digest"] != spec.identity.digest:
@@ -88,17 +87,13 @@ def is_finished(spec: JobSpec) -> bool:
     question = _question(spec)
     same = all(run[key] == asked for key, asked in question.items())
     whole = len(manifest.shards) == run["shards"]
-    return same and whole and all(_size(out / name) == size for name, size in sizes.items())
+    return same and whole and place.sizes(sizes) == sizes
 
 
 def exit_code(counts: Mapping[str, Any]) -> int:
     """Of a finished job with these counts: 1 when the models could not compute some records."""
     failed = counts["statuses"].get(Status.FAILED.label, 0)
     return EX_SOME_FAILED if failed else 0
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
 
 
 def versions() -> dict[str, str]:
@@ -112,16 +107,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_run(out: Path, run: Mapping[str, Any]) -> None:
-    write_atomic(out / RUN, json.dumps(run, indent=2).encode() + b"\n")
+def encode_run(run: Mapping[str, Any]) -> bytes:
+    return json.dumps(run, indent=2).encode() + b"\n"
 
 
-def read_run(out: Path) -> dict[str, Any] | None:
+def read_run(place: Place) -> dict[str, Any] | None:
     """run.json as written; None when there is none. Raises CorruptionError: damaged."""
     try:
-        run: dict[str, Any] = json.loads((out / RUN).read_bytes())
+        run: dict[str, Any] = json.loads(place.read(RUN))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise CorruptionError(f"{out / RUN} is damaged ({error}); run the job again") from error
+        raise CorruptionError(
+            f"{place.path(RUN)} is damaged ({error}); run the job again"
+        ) from error
     return run

@@ -109,8 +109,8 @@ def _write(group: h5py.Group, name: str, array: NDArray[Any]) -> None:
     group.create_dataset(name, data=array, chunks=chunks, fletcher32=True)
 
 
-def read_shard(path: Path, embeddings: bool = True) -> ShardData:
-    """Reads a shard file, its embeddings only if wanted.
+def read_shard(path: Path, embeddings: bool = True, shown: str = "") -> ShardData:
+    """Reads a shard file, its embeddings only if wanted. shown: its name in messages.
 
     Raises CorruptionError for a file that is missing, damaged, or not a shard of this schema.
     """
@@ -124,7 +124,8 @@ def read_shard(path: Path, embeddings: bool = True) -> ShardData:
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CorruptionError(
-            f"{path} is damaged or missing ({reason}); `vnp verify` checks the whole folder"
+            f"{shown or path} is damaged or missing ({reason}); "
+            "`vnp verify` checks the whole folder"
         ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,8 +15,9 @@ import numpy as np
 from ops.errors import CorruptionError, NoInputError, VnpError
 from ops.finish import CHUNKS, SEQUENCES, VIRUSES, file_digest, is_sound
 from ops.gather import row_keys
-from ops.manifest import MANIFEST, HeaderLine, ManifestState, ShardLine, read_manifest
+from ops.manifest import MANIFEST, HeaderLine, ManifestState, ShardLine
 from ops.partial import Nowhere
+from ops.place import Place, place_of
 from ops.runfile import RUN, read_run
 from ops.shardfile import ShardData, read_shard
 from ops.tables import Counts, TableWriter
@@ -25,7 +27,7 @@ from ops.tables import Counts, TableWriter
 class VerifyReport:
     """What was checked, and what is wrong with it: one line per problem, which names the file."""
 
-    out: Path
+    place: Place
     shards: int = 0  # committed
     num_shards: int = 0  # of the whole job
     rows: int = 0
@@ -40,35 +42,36 @@ class VerifyReport:
         return not self.problems
 
 
-def verify_output(out: Path) -> VerifyReport:
+def verify_output(out: str | os.PathLike[str]) -> VerifyReport:
     """Checks manifest, shards (bytes, digests, keys, counts) and, of a finished job, its files.
 
-    Reads only, one shard at a time. Raises NoInputError when `out` is no output folder.
+    Reads only, one shard at a time. Raises NoInputError when `out` is no output.
     """
-    report = VerifyReport(out)
+    place = place_of(out)
+    report = VerifyReport(place)
     try:
-        state = read_manifest(out / MANIFEST)
+        state = place.manifest()
         if state.header is None:
-            raise CorruptionError(f"{out / MANIFEST} is damaged: it has no header")
-        run = read_run(out) or {}
+            raise CorruptionError(f"{place}: the manifest is damaged: it has no header")
+        run = read_run(place) or {}
     except OSError as error:
-        raise NoInputError(f"{out} holds no {MANIFEST}; name the --out of a job") from error
+        raise NoInputError(f"{place} holds no {MANIFEST}; name the --out of a job") from error
     except VnpError as error:
         report.problems.append(str(error))
         return report
     report.num_shards, report.shards = state.header.num_shards, len(state.shards)
     report.finished = run.get("state") == "finished"
-    counts = _check_shards(out, state, state.header, report)
+    counts = _check_shards(place, state, state.header, report)
     if report.finished:
-        _check_ending(out, state, run, report)
-        _check_files(out, run.get("files", {}), report)
+        _check_ending(place, state, run, report)
+        _check_files(place, run.get("files", {}), report)
         if counts is not None:
-            _check_counts(out, counts, run.get("counts"), report)
+            _check_counts(place, counts, run.get("counts"), report)
     return report
 
 
 def _check_shards(
-    out: Path, state: ManifestState, header: HeaderLine, report: VerifyReport
+    place: Place, state: ManifestState, header: HeaderLine, report: VerifyReport
 ) -> Counts | None:
     """Checks every committed shard; returns what the tables must hold when all are there."""
     scored = header.identity.pipeline == "virus"
@@ -76,7 +79,7 @@ def _check_shards(
     whole = len(state.shards) == header.num_shards
     try:
         for number in sorted(state.shards):
-            shard = _check_shard(out, state.shards[number], header, report)
+            shard = _check_shard(place, state.shards[number], header, report)
             whole = whole and shard is not None
             if shard is None:
                 report.bad_shards.append(number)
@@ -84,30 +87,41 @@ def _check_shards(
                 tables.add(shard)
         counts = tables.close(header.num_records) if whole else None
     except CorruptionError as error:
-        report.problems.append(f"{out / 'shards'}: {error}")
+        report.problems.append(f"{place.path('shards')}: {error}")
         return None
     return counts
 
 
 def _check_shard(
-    out: Path, line: ShardLine, header: HeaderLine, report: VerifyReport
+    place: Place, line: ShardLine, header: HeaderLine, report: VerifyReport
 ) -> ShardData | None:
     """A shard that is sound; None when something is wrong with it, which is then reported."""
-    path = out / line.file
+    shown = place.path(line.file)
     try:
-        if not path.is_file():
-            raise CorruptionError(f"{path} is missing, though it was committed")
-        if not is_sound(path, line):
-            raise CorruptionError(f"{path} is damaged: its bytes are not those that were committed")
-        shard = read_shard(path)
+        shard = _read_sound(place, line)
         wrong = [what for what, holds in _facts(shard, line, header).items() if not holds()]
     except VnpError as error:
         report.problems.append(str(error))
         return None
-    report.problems += [f"{path} is not what was committed: wrong {what}" for what in wrong]
+    report.problems += [f"{shown} is not what was committed: wrong {what}" for what in wrong]
     report.rows += line.rows
     report.records += line.records
     return None if wrong else shard
+
+
+def _read_sound(place: Place, line: ShardLine) -> ShardData:
+    shown = place.path(line.file)
+    try:
+        with place.local(line.file) as path:
+            if not path.is_file():
+                raise FileNotFoundError
+            if not is_sound(path, line):
+                raise CorruptionError(
+                    f"{shown} is damaged: its bytes are not those that were committed"
+                )
+            return read_shard(path, shown=shown)
+    except FileNotFoundError:
+        raise CorruptionError(f"{shown} is missing, though it was committed") from None
 
 
 def _facts(shard: ShardData, line: ShardLine, header: HeaderLine) -> dict[str, Callable[[], bool]]:
@@ -136,41 +150,52 @@ def _facts(shard: ShardData, line: ShardLine, header: HeaderLine) -> dict[str, C
 
 
 def _check_ending(
-    out: Path, state: ManifestState, run: Mapping[str, Any], report: VerifyReport
+    place: Place, state: ManifestState, run: Mapping[str, Any], report: VerifyReport
 ) -> None:
     """A finished job has all its shards, and nothing torn."""
     if state.torn_bytes:
-        report.problems.append(f"{out / MANIFEST} is damaged: {state.torn_bytes} bytes at its end")
+        report.problems.append(
+            f"{place.path(MANIFEST)} is damaged: {state.torn_bytes} bytes at its end"
+        )
     if report.shards != report.num_shards:
         report.problems.append(
-            f"{out / MANIFEST} names {report.shards} of {report.num_shards} shards"
+            f"{place.path(MANIFEST)} names {report.shards} of {report.num_shards} shards"
         )
     if run.get("identity", {}).get("digest") != (state.header and state.header.identity.digest):
-        report.problems.append(f"{out / RUN} is of another job")
+        report.problems.append(f"{place.path(RUN)} is of another job")
 
 
-def _check_files(out: Path, files: Mapping[str, Any], report: VerifyReport) -> None:
+def _check_files(place: Place, files: Mapping[str, Any], report: VerifyReport) -> None:
+    sizes = place.sizes(files)
     for name, fact in files.items():
-        path = out / name
         report.files += 1
-        if not path.is_file():
-            report.problems.append(f"{path} is missing")
-        elif (path.stat().st_size, file_digest(path)) != (fact["bytes"], fact["sha256"]):
-            report.problems.append(f"{path} is not the file that the job wrote")
+        if sizes[name] < 0:
+            report.problems.append(f"{place.path(name)} is missing")
+            continue
+        with place.local(name) as path:
+            same = (sizes[name], file_digest(path)) == (fact["bytes"], fact["sha256"])
+        if not same:
+            report.problems.append(f"{place.path(name)} is not the file that the job wrote")
 
 
-def _check_counts(out: Path, counts: Counts, told: object, report: VerifyReport) -> None:
+def _check_counts(place: Place, counts: Counts, told: object, report: VerifyReport) -> None:
     """Tables, run.json and shards must tell the same number of everything."""
     if told != asdict(counts):
-        report.problems.append(f"{out / RUN}: its counts are not those of the shards")
-    for name, count, expected in (
-        (SEQUENCES, count_rows, counts.records),
-        (CHUNKS, count_rows, counts.chunks),
-        (VIRUSES, count_sequences, counts.viruses),
-    ):
-        path = out / name
-        if path.is_file() and count(path) != expected:
-            report.problems.append(f"{path} does not have {expected} rows, as the shards have")
+        report.problems.append(f"{place.path(RUN)}: its counts are not those of the shards")
+    expected: dict[str, tuple[Callable[[Path], int], int]] = {
+        SEQUENCES: (count_rows, counts.records),
+        CHUNKS: (count_rows, counts.chunks),
+        VIRUSES: (count_sequences, counts.viruses),
+    }
+    for name, size in place.sizes(expected).items():
+        count, rows = expected[name]
+        if size < 0:
+            continue
+        with place.local(name) as path:
+            if count(path) != rows:
+                report.problems.append(
+                    f"{place.path(name)} does not have {rows} rows, as the shards have"
+                )
 
 
 def count_rows(path: Path) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 from ops.cut import CutParams, PlanScan, cut_shards, plan_input
 from ops.errors import DataError
 from ops.jobs import JobStore, Plan
-from ops.manifest import ManifestTail
 from ops.nouns import ShardTask
+from ops.place import Tail, place_of
 from ops.source import check_readable
 from workers.settings import WorkerSettings
 
@@ -28,7 +28,7 @@ class JobPlan:
         self.committed: set[int] = set()
         self.waits = False  # for its disk
         self._scan: PlanScan | None = None
-        self._tail: ManifestTail | None = None
+        self._tail: Tail | None = None
         self._tasks: Iterator[ShardTask] | None = None
         self._held: ShardTask | None = None
         self._first: tuple[float, int] | None = None  # when shards were first seen, how many
@@ -58,7 +58,7 @@ class JobPlan:
     def _find_manifest(self) -> bool:
         if self.store.opened(self.id) is None:
             return False
-        self._tail = ManifestTail(Path(self.spec.out) / "manifest.jsonl")
+        self._tail = place_of(self.spec.out).tail()
         self.observe_commits()
         return True
 

@@ -47,6 +47,7 @@ class WorkerSettings:
     heartbeat_s: float = 10.0
     threads: int = 0  # of one cpu gpu-worker; 0: the largest power of two that the cores allow
     input_roots: tuple[str, ...] = ()  # folders that inputs may lie in; none: anywhere
+    scratch_dir: str | None = None  # for what is on its way to or from an object store
     log_file: str | None = None
     log_level: str = "info"
 

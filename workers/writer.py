@@ -158,7 +158,7 @@ class Writer:
         """A job that has begun waits for what may pass; any other error ends it."""
         held = self.jobs[job]
         if isinstance(error, OSError):
-            error = describe_os_error(error, Path(held.spec.out))
+            error = describe_os_error(error, held.spec.out)
         if not isinstance(error, VnpError):
             raise error
         if isinstance(error, FencedError):
@@ -219,7 +219,7 @@ class Writer:
         """In the thread of outputs."""
         before, spec = self.store.opened(job), held.spec
         return Output.open(
-            Path(spec.out),
+            spec.out,
             spec,
             self.store.plan(job),
             # A forced job clears its folder once; whoever takes it up later goes on from there.
@@ -227,6 +227,7 @@ class Writer:
             again=before is not None,
             node=self.settings.node,
             check=held.check,
+            scratch=Path(self.settings.scratch_dir) if self.settings.scratch_dir else None,
         )
 
     def _begin(self, job: str, held: OpenJob, output: Output) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from ops import output as output_module
+from ops import folder as folder_module
 from ops.errors import CorruptionError, FencedError, IdentityError, InternalError, OutputError
+from ops.folder import require_free_disk
 from ops.gather import ShardGather
 from ops.manifest import ShardLine, decode_line, read_manifest
-from ops.output import Output, estimate_bytes, require_free_disk
+from ops.output import Output, estimate_bytes
 from ops.verify import verify_output
 from tests.unit.output_fixtures import (
     IDENTITY,
@@ -340,10 +341,10 @@ for limit in (10_000, (out / "manifest.jsonl").stat().st_size + 100):
     try:
         output.commit(gathered(make_account(0, [Record(9, "r")] if limit < 5000 else JOB[0])))
     except OSError as error:
-        print(error.errno, output.committed)
+        print(error.errno, set(output.committed))
 resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 output.commit(gathered(make_account(0, JOB[0])))
-print(output.committed)
+print(set(output.committed))
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "out")],
@@ -462,14 +463,14 @@ def test_folder_that_goes_away_while_tables_are_written(
         if len(calls) == 2:
             out.rename(away)
 
-    require = output_module._require_there
+    require = folder_module._require_there
 
     def late(folder: Path) -> None:
         away.rename(out)
         require(folder)
 
     if back:  # it is there again when somebody looks
-        monkeypatch.setattr(output_module, "_require_there", late)
+        monkeypatch.setattr(folder_module, "_require_there", late)
     # When the job is finished, then the folder is away, which may pass, and not damaged
     with pytest.raises(OutputError, match=r"was away|is gone, or away") as caught:
         output.finish(lambda: read_records(JOB), check=move)
@@ -514,17 +515,17 @@ def test_writer_that_wakes_before_it_begins(
 ) -> None:
     # Given a writer that stops between its reading of the manifest and its epoch
     open_job(tmp_path).close()
-    begin = output_module.start_epoch
+    begin = folder_module.start_epoch
 
     def late(*words: Any) -> Any:
-        monkeypatch.setattr(output_module, "start_epoch", begin)
+        monkeypatch.setattr(folder_module, "start_epoch", begin)
         (tmp_path / ".lock").unlink()
         successor = open_job(tmp_path)
         commit(successor, 1)
         successor.close()
         return begin(*words)
 
-    monkeypatch.setattr(output_module, "start_epoch", late)
+    monkeypatch.setattr(folder_module, "start_epoch", late)
     # When it wakes, then it sees that another one was there, and may try again
     with pytest.raises(FencedError):
         open_job(tmp_path)
@@ -537,17 +538,17 @@ def test_two_writers_that_both_find_no_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a writer that stops when it has seen that there is no manifest yet
-    refuse = output_module._refuse_foreign_files
+    refuse = folder_module._refuse_foreign_files
 
     def late(out: Path) -> None:
-        monkeypatch.setattr(output_module, "_refuse_foreign_files", refuse)
+        monkeypatch.setattr(folder_module, "_refuse_foreign_files", refuse)
         refuse(out)
         (tmp_path / ".lock").unlink()
         successor = open_job(tmp_path)
         commit(successor, 1)
         successor.close()
 
-    monkeypatch.setattr(output_module, "_refuse_foreign_files", late)
+    monkeypatch.setattr(folder_module, "_refuse_foreign_files", late)
     # When it wakes behind another one that has made it, and committed
     output = open_job(tmp_path)
     # Then it goes on with what is there
