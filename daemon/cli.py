@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +22,9 @@ from daemon.options import (
     job_options,
     json_option,
     load_config,
+    verbose_option,
 )
-from ops.errors import VnpError
+from ops.errors import UsageError, VnpError
 
 if TYPE_CHECKING:
     from daemon.client import JobRequest
@@ -67,8 +70,14 @@ def vnp() -> None:
 @click.option("--device", help="cpu, cuda or cuda:N.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16", "fp8"]))
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+@verbose_option
 def run(
-    fasta: tuple[str, ...], config_file: Path | None, as_json: bool, quiet: bool, **options: Any
+    fasta: tuple[str, ...],
+    config_file: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
 ) -> int:
     """Computes FASTA files here and now, with a private Redis and private workers.
 
@@ -78,6 +87,8 @@ def run(
 
     from daemon.run import run_foreground
 
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose do not go together; leave one out")
     names = ("esm2", "dnabert", "classifier", "device", "dtype")
     flags = {name: options.pop(name) for name in names}
     config = load_config(config_file, **flags)
@@ -85,7 +96,7 @@ def run(
     if dry_run:
         return show_estimate(config, request, as_json)
     errors, results = Console(stderr=True, quiet=quiet), Console(quiet=quiet)
-    return run_foreground(config, request, errors, results, as_json)
+    return run_foreground(config, request, errors, results, as_json, verbose)
 
 
 @vnp.command()
@@ -93,6 +104,7 @@ def run(
 @click.option(
     "--wait", "wait_for_it", is_flag=True, help="Return when it has ended, with its code."
 )
+@verbose_option
 @config_option
 def submit(
     fasta: tuple[str, ...],
@@ -100,11 +112,14 @@ def submit(
     state_dir: Path | None,
     as_json: bool,
     wait_for_it: bool,
+    verbose: bool,
     **options: Any,
 ) -> int:
     """Enqueues FASTA files for the service and prints the job's id."""
     from daemon import client
 
+    if verbose and not wait_for_it:
+        raise UsageError("--verbose shows what happens while one waits; add --wait")
     config = client.served_config(load_config(config_file, state_dir=state_dir))
     dry_run, request = options.pop("dry_run"), make_request(fasta, options)
     if dry_run:
@@ -112,7 +127,19 @@ def submit(
     of_other = client.is_other_users(client.find_service(config))
     job = client.submit(config, request, to_other_user=of_other)
     click.echo(json.dumps({"id": job}) if as_json else job)
-    return client.wait(config, [job]) if wait_for_it else 0
+    return wait_for(config, [job], verbose) if wait_for_it else 0
+
+
+def wait_for(config: Config, jobs: Sequence[str], verbose: bool) -> int:
+    """The largest exit code of some jobs; verbose: their events meanwhile."""
+    from daemon import client
+
+    if not verbose:
+        return client.wait(config, jobs)
+    from daemon.events import told_of_jobs
+
+    with told_of_jobs(config, jobs, partial(click.echo, err=True)):
+        return client.wait(config, jobs)
 
 
 @vnp.command()
@@ -173,12 +200,13 @@ def list_jobs(
 
 @vnp.command()
 @click.argument("jobs", nargs=-1, required=True)
+@verbose_option
 @config_option
-def wait(jobs: tuple[str, ...], config_file: Path | None, state_dir: Path | None) -> int:
+def wait(
+    jobs: tuple[str, ...], verbose: bool, config_file: Path | None, state_dir: Path | None
+) -> int:
     """Returns when the jobs have ended, with the largest of their exit codes."""
-    from daemon import client
-
-    return client.wait(load_config(config_file, state_dir=state_dir), jobs)
+    return wait_for(load_config(config_file, state_dir=state_dir), jobs, verbose)
 
 
 @vnp.command()

@@ -47,6 +47,9 @@ file_option = click.option(
     "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file (TOML)."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+verbose_option = click.option(
+    "--verbose", "-v", is_flag=True, help="Show what the log says, on standard error."
+)
 
 
 def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
