@@ -17,6 +17,7 @@ import click
 from daemon import cli_models, cli_results
 from daemon.options import (
     Commands,
+    OneOf,
     config_option,
     file_option,
     job_options,
@@ -68,7 +69,7 @@ def vnp() -> None:
 @click.option("--dnabert", help="DNABERT-S model.")
 @click.option("--classifier", help="Classifier.")
 @click.option("--device", help="cpu, cuda or cuda:N.")
-@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16", "fp8"]))
+@click.option("--dtype", type=OneOf(["fp32", "fp16", "bf16", "fp8"]))
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 @verbose_option
 def run(
@@ -178,7 +179,7 @@ def top(
 
 
 @vnp.command("list")
-@click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only these.")
+@click.option("--state", "states", multiple=True, type=OneOf(STATES), help="Only these.")
 @click.option("--user", help="Only this user's.")
 @click.option("--last", type=click.IntRange(min=1), help="Only so many, the newest.")
 @json_option
@@ -256,7 +257,7 @@ def doctor(
 
 
 @vnp.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=OneOf(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Prints what makes a shell complete vnp: eval "$(vnp completion bash)"."""
     from click.shell_completion import get_completion_class

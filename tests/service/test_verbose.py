@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from daemon.events import plain
-from tests.crash.harness import Service
+from tests.crash.harness import Service, until
 from tests.service.conftest import FIXTURES
 from tests.service.shell import Shell, command, refused
 
@@ -76,6 +78,28 @@ def test_failure_is_told_once_more_in_the_end(service: Service, tmp_path: Path) 
     assert any(line.startswith("error: job.failed: ") or "job.failed" in line for line in told)
     assert last == f"vnp: {done.stdout.strip()} failed: {last.partition(' failed: ')[2]}"
     assert "line 2" in last
+
+
+@pytest.mark.parametrize(("sig", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_who_stops_waiting_stops_nothing_else(
+    service: Service, tmp_path: Path, sig: signal.Signals, code: int
+) -> None:
+    # Given a job that waits, because the planner stands still, and somebody who waits for it
+    service.kill_role("planner", signal.SIGSTOP)
+    try:
+        job = service.submit(GENOME, tmp_path / "out")
+        process = subprocess.Popen(
+            command("vnp", "wait", job, "-v"), env=service.environment, stderr=subprocess.PIPE
+        )
+        until(lambda: len(psutil.Process(process.pid).threads()) > 1, "the thread that tells")
+        # When they give up
+        process.send_signal(sig)
+        _, told = process.communicate(timeout=60)
+    finally:
+        service.kill_role("planner", signal.SIGCONT)
+    # Then a shell sees 130 or 143 (the signal itself), and the job goes on
+    assert (process.returncode, told.strip()) == (code, b"")
+    service.wait(job)
 
 
 def test_log_that_is_not_there_costs_the_events_only(service: Service, tmp_path: Path) -> None:
