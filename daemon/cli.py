@@ -7,6 +7,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +17,15 @@ import click
 from daemon import cli_models, cli_results
 from daemon.options import (
     Commands,
+    OneOf,
     config_option,
     file_option,
     job_options,
     json_option,
     load_config,
+    verbose_option,
 )
-from ops.errors import VnpError
+from ops.errors import UsageError, VnpError
 
 if TYPE_CHECKING:
     from daemon.client import JobRequest
@@ -65,10 +69,16 @@ def vnp() -> None:
 @click.option("--dnabert", help="DNABERT-S model.")
 @click.option("--classifier", help="Classifier.")
 @click.option("--device", help="cpu, cuda or cuda:N.")
-@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16", "fp8"]))
+@click.option("--dtype", type=OneOf(["fp32", "fp16", "bf16", "fp8"]))
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+@verbose_option
 def run(
-    fasta: tuple[str, ...], config_file: Path | None, as_json: bool, quiet: bool, **options: Any
+    fasta: tuple[str, ...],
+    config_file: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
 ) -> int:
     """Computes FASTA files here and now, with a private Redis and private workers.
 
@@ -78,6 +88,8 @@ def run(
 
     from daemon.run import run_foreground
 
+    if quiet and verbose:
+        raise UsageError("--quiet and --verbose do not go together; leave one out")
     names = ("esm2", "dnabert", "classifier", "device", "dtype")
     flags = {name: options.pop(name) for name in names}
     config = load_config(config_file, **flags)
@@ -85,7 +97,7 @@ def run(
     if dry_run:
         return show_estimate(config, request, as_json)
     errors, results = Console(stderr=True, quiet=quiet), Console(quiet=quiet)
-    return run_foreground(config, request, errors, results, as_json)
+    return run_foreground(config, request, errors, results, as_json, verbose)
 
 
 @vnp.command()
@@ -93,6 +105,7 @@ def run(
 @click.option(
     "--wait", "wait_for_it", is_flag=True, help="Return when it has ended, with its code."
 )
+@verbose_option
 @config_option
 def submit(
     fasta: tuple[str, ...],
@@ -100,11 +113,14 @@ def submit(
     state_dir: Path | None,
     as_json: bool,
     wait_for_it: bool,
+    verbose: bool,
     **options: Any,
 ) -> int:
     """Enqueues FASTA files for the service and prints the job's id."""
     from daemon import client
 
+    if verbose and not wait_for_it:
+        raise UsageError("--verbose shows what happens while one waits; add --wait")
     config = client.served_config(load_config(config_file, state_dir=state_dir))
     dry_run, request = options.pop("dry_run"), make_request(fasta, options)
     if dry_run:
@@ -112,7 +128,19 @@ def submit(
     of_other = client.is_other_users(client.find_service(config))
     job = client.submit(config, request, to_other_user=of_other)
     click.echo(json.dumps({"id": job}) if as_json else job)
-    return client.wait(config, [job]) if wait_for_it else 0
+    return wait_for(config, [job], verbose) if wait_for_it else 0
+
+
+def wait_for(config: Config, jobs: Sequence[str], verbose: bool) -> int:
+    """The largest exit code of some jobs; verbose: their events meanwhile."""
+    from daemon import client
+
+    if not verbose:
+        return client.wait(config, jobs)
+    from daemon.events import told_of_jobs
+
+    with told_of_jobs(config, jobs, partial(click.echo, err=True)):
+        return client.wait(config, jobs)
 
 
 @vnp.command()
@@ -151,7 +179,7 @@ def top(
 
 
 @vnp.command("list")
-@click.option("--state", "states", multiple=True, type=click.Choice(STATES), help="Only these.")
+@click.option("--state", "states", multiple=True, type=OneOf(STATES), help="Only these.")
 @click.option("--user", help="Only this user's.")
 @click.option("--last", type=click.IntRange(min=1), help="Only so many, the newest.")
 @json_option
@@ -173,12 +201,13 @@ def list_jobs(
 
 @vnp.command()
 @click.argument("jobs", nargs=-1, required=True)
+@verbose_option
 @config_option
-def wait(jobs: tuple[str, ...], config_file: Path | None, state_dir: Path | None) -> int:
+def wait(
+    jobs: tuple[str, ...], verbose: bool, config_file: Path | None, state_dir: Path | None
+) -> int:
     """Returns when the jobs have ended, with the largest of their exit codes."""
-    from daemon import client
-
-    return client.wait(load_config(config_file, state_dir=state_dir), jobs)
+    return wait_for(load_config(config_file, state_dir=state_dir), jobs, verbose)
 
 
 @vnp.command()
@@ -228,7 +257,7 @@ def doctor(
 
 
 @vnp.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=OneOf(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Prints what makes a shell complete vnp: eval "$(vnp completion bash)"."""
     from click.shell_completion import get_completion_class

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from daemon.options import Commands, config_option, json_option, load_config
+from daemon.options import Commands, OneOf, config_option, json_option, load_config
 
 
 @click.group(cls=Commands)
@@ -111,7 +111,7 @@ class ManyValues(click.Command):
 )
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option("--device", help="cpu, cuda or cuda:N.")
-@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]))
+@click.option("--dtype", type=OneOf(["fp32", "fp16", "bf16"]))
 @config_option
 def train_classifier(
     config_file: Path | None,

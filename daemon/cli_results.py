@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from daemon.options import Pipeline, config_option, load_config
+from daemon.options import OneOf, Pipeline, config_option, load_config
 
 
 @click.command()
@@ -22,7 +22,7 @@ def results(name: str, partial: bool, config_file: Path | None, state_dir: Path 
 
 @click.command()
 @click.argument("name", metavar="OUT_OR_ID")
-@click.option("--to", "form", type=click.Choice(["parquet", "npy", "h5-per-id"]), required=True)
+@click.option("--to", "form", type=OneOf(["parquet", "npy", "h5-per-id"]), required=True)
 @click.option("--into", type=click.Path(path_type=Path), help="Folder (default: OUT/export).")
 @config_option
 def export(

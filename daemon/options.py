@@ -29,24 +29,29 @@ class Commands(click.Group):
             raise click.UsageError(f"no command {args[0]!r}{hint}", ctx) from error
 
 
-class Pipeline(click.Choice[str]):
-    """--pipeline, with a suggestion for what is mistyped."""
-
-    def __init__(self) -> None:
-        super().__init__(PIPELINES)
+class OneOf(click.Choice[str]):
+    """A choice that suggests the word that was probably meant."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value not in PIPELINES:
-            close = difflib.get_close_matches(str(value), PIPELINES, 1)
-            hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(PIPELINES)}"
-            self.fail(f"no pipeline {value!r}; {hint}", param, ctx)
+        if value not in self.choices:
+            close = difflib.get_close_matches(str(value), self.choices, 1)
+            hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(self.choices)}"
+            self.fail(f"there is no {value!r}; {hint}", param, ctx)
         return str(value)
+
+
+class Pipeline(OneOf):
+    def __init__(self) -> None:
+        super().__init__(PIPELINES)
 
 
 file_option = click.option(
     "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file (TOML)."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+verbose_option = click.option(
+    "--verbose", "-v", is_flag=True, help="Show what the log says, on standard error."
+)
 
 
 def config_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,12 +10,15 @@ import json
 import os
 import shutil
 import time
+from contextlib import nullcontext
+from functools import partial
 
 import click
 from rich.console import Console
 
 from daemon.client import JobRequest, JobWatch, submit
 from daemon.config import Config
+from daemon.events import told_of_run
 from daemon.progress import Progress, print_result
 from daemon.runtime import runtime_folder
 from daemon.service import TICK_S, Service
@@ -37,11 +40,16 @@ class JobFailedError(VnpError):
 
 
 def run_foreground(
-    config: Config, request: JobRequest, console: Console, results: Console, as_json: bool
+    config: Config,
+    request: JobRequest,
+    console: Console,
+    results: Console,
+    as_json: bool,
+    verbose: bool = False,
 ) -> int:
     """Computes one job and prints its calls; returns the exit code of the job.
 
-    console: for progress, on standard error; results: for the calls.
+    console: for progress, on standard error; results: for the calls; verbose: events, too.
 
     130 or 143 when a signal ended it; what was committed by then stays, and the same command goes
     on from it.
@@ -54,14 +62,19 @@ def run_foreground(
             shutil.rmtree(left, ignore_errors=True)
         state = folder / "state"
         private = config.changed(state_dir=state, shared_dir=None, redis_url=None)
-        return _run(private, request, console, results, as_json)
+        return _run(private, request, console, results, as_json, verbose)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
 
 
 def _run(
-    config: Config, request: JobRequest, console: Console, results: Console, as_json: bool
+    config: Config,
+    request: JobRequest,
+    console: Console,
+    results: Console,
+    as_json: bool,
+    verbose: bool,
 ) -> int:
     job = submit(config, request)
     # The terminal belongs to the progress bar, also where the journal would take lines.
@@ -77,7 +90,7 @@ def _run(
         outcome = Outcome(FINISHED, exit_code(counts), message)
         _tell(console, outcome.message)
     else:
-        outcome = _compute(config, job, console, stop)
+        outcome = _compute(config, job, console, stop, verbose)
     if outcome is None:
         _tell(console, f"stopped; the same command goes on from {request.out_name}")
         return 128 + stop.signal
@@ -94,13 +107,22 @@ def _run(
 
 
 def _tell(console: Console, message: str) -> None:
-    console.print(f"vnp: {message}", highlight=False, markup=False, soft_wrap=True)
+    _say(console, f"vnp: {message}")
 
 
-def _compute(config: Config, job: str, console: Console, stop: StopFlag) -> Outcome | None:
+def _say(console: Console, line: str) -> None:
+    """A line as it is, above the bar if there is one."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _compute(
+    config: Config, job: str, console: Console, stop: StopFlag, verbose: bool
+) -> Outcome | None:
     """Runs the service until the job has ended; None when a signal came first."""
     store = JobStore(config.jobs_dir)
-    with Service(config) as service, Progress(console) as progress:
+    log = config.log_path
+    events = told_of_run(log, partial(_say, console)) if verbose and log else nullcontext()
+    with Service(config) as service, Progress(console) as progress, events:
         watch = JobWatch(config, job, service.redis_url)
         while (outcome := store.outcome(job)) is None and not stop.raised:
             service.tick()

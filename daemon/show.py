@@ -133,18 +133,24 @@ def logs(config: Config, job: str, follow: bool) -> None:
     """The job's lines of the service's log file, or where there is none, of the journal."""
     store = JobStore(config.jobs_dir)
     store.spec(job)
-    mark = f'"job.id": "{job}"'
+    for line in job_lines(config, [job], follow, lambda: store.outcome(job) is not None):
+        click.echo(line, nl=False)
+
+
+def job_lines(
+    config: Config, jobs: Sequence[str], follow: bool, ended: Callable[[], bool]
+) -> Iterator[str]:
+    """The lines of some jobs, those to come included if one follows, until it has ended."""
+    marks = [f'"job.id": "{job}"' for job in jobs]
     path = config.log_path
     if path is not None and (path.exists() or not shutil.which("journalctl")):
-        lines = _file_lines(path, follow, lambda: store.outcome(job) is not None)
+        lines = file_lines(path, follow, ended)
     else:
-        lines = _journal_lines(follow, lambda: store.outcome(job) is not None)
-    for line in lines:
-        if mark in line:
-            click.echo(line, nl=False)
+        lines = _journal_lines(follow, ended)
+    return (line for line in lines if any(mark in line for mark in marks))
 
 
-def _file_lines(path: Path, follow: bool, ended: Callable[[], bool]) -> Iterator[str]:
+def file_lines(path: Path, follow: bool, ended: Callable[[], bool]) -> Iterator[str]:
     """All lines; with follow also those to come, until it has ended."""
     try:
         stream = path.open()

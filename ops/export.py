@@ -113,16 +113,23 @@ class RowNamer:
         self._scored = scored
         self._count: Counter[str] = Counter()
         self._last = -1
-        self._suffix = ""
+        self._name = ""
 
     def name(self, record: int, name: str, chunk: int, frame: int) -> str:
         """Rows come in ascending order of their records."""
         if record != self._last:
             self._last = record
+            self._name = self._unused(name)
+        return chunk_id(self._name, chunk) + FRAMES[frame] if self._scored else self._name
+
+    def _unused(self, name: str) -> str:
+        """The name, or with the first number from #2 on that no record has had, as its own name."""
+        found = name
+        while found in self._count:
             self._count[name] += 1
-            self._suffix = f"#{self._count[name]}" if self._count[name] > 1 else ""
-        plain = f"{name}{self._suffix}"
-        return chunk_id(plain, chunk) + FRAMES[frame] if self._scored else plain
+            found = f"{name}#{self._count[name]}"
+        self._count[found] = 1
+        return found
 
 
 def export_rows(source: Source) -> Iterator[ExportRows]:

@@ -12,6 +12,7 @@ from ops.errors import ConfigError
 from ops.export import ROW_COLUMNS, ExportRows, Out, Source, export_rows, open_source
 from ops.finish import CHUNKS, SEQUENCES
 from ops.nouns import Dtype
+from ops.tables import escape
 
 try:
     import pyarrow as pa
@@ -28,7 +29,7 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("chunk", "longest_virus_run"), pa.int64()),
     **dict.fromkeys(("virus_score", "max_chunk_score"), pa.float64()),
 }
-#: A record may be called NA; in these NA is never a value.
+#: A record called NA stands as \\x4eA in the tables, so that in these NA is a missing value.
 _NULLABLE_TEXT = ("prediction", "best_frame", "note")
 BLOCK_BYTES = 8 << 20
 
@@ -101,8 +102,8 @@ def _embedding_batches(source: Source) -> Iterator[Any]:
 def _embedding_batch(rows: ExportRows) -> Any:
     words = {int(dtype): dtype.label for dtype in Dtype}
     columns = {
-        "id": pa.array(rows.ids, pa.string()),
-        "seq_name": pa.array(rows.names, pa.string()),
+        "id": pa.array(map(escape, rows.ids), pa.string()),
+        "seq_name": pa.array(map(escape, rows.names), pa.string()),  # as the tables have it
         **{
             name: pa.array(getattr(rows, name), pa.int64())
             for name in ("record", "chunk", "start", "end")

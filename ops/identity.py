@@ -11,7 +11,7 @@ from typing import Any
 from ops.errors import IdentityError
 
 #: Raised whenever the same input and models would give other values than before.
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 #: Names are what users call a model, `trained` is what is known of it: neither decides a value.
 _DESCRIPTIVE = ("esm2_name", "dnabert_s_name", "classifier_name", "trained")
 #: Came later: at these values a job is the one that it was without them, with the same digest.

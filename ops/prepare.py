@@ -82,7 +82,8 @@ def prepare(
         assert tokenizer is not None
         rows, chunks = _virus_rows(task, sequence, tokenizer, max_tokens)
     else:
-        rows, chunks = _whole_rows(task, sequence, tokenizer, max_tokens)
+        for_dna = tokenizer if task.pipeline == "dna" else None  # a packer holds one for all jobs
+        rows, chunks = _whole_rows(task, sequence, for_dna, max_tokens)
     return _batches(task, rows, budgets, one_per_batch), _account(task, rows, chunks)
 
 

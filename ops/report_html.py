@@ -13,17 +13,20 @@ from typing import Any
 from ops.citations import citations
 from ops.report import BINS_PER_DECADE, LENGTH_BINS, SCORE_BINS, SHORTEST_LOG10, Report, Track
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 56, 34
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 64, 36
+LONGEST_NAME = 44  # letters of a name above its track
 VIRUS, OTHERS, GRID = "#b3312c", "#3b6ea5", "#d7dbe0"
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1d2430;max-width:62rem;
 margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin-bottom:.2rem} h2{font-size:1.15rem;margin:2rem 0 .5rem}
 table{border-collapse:collapse;margin:.5rem 0} td,th{padding:.2rem .9rem .2rem 0;text-align:left;
-border-bottom:1px solid #d7dbe0;overflow-wrap:anywhere} td.n{text-align:right}
+border-bottom:1px solid #d7dbe0;vertical-align:top} td.n{text-align:right}
+td:last-child:not(.n),p{overflow-wrap:anywhere}
 .warn{background:#fdf0d5;border-left:4px solid #c98a00;padding:.5rem .8rem}
 .note{color:#555f6d} svg{max-width:100%;height:auto;display:block;margin:.4rem 0}
 svg text{font:11px system-ui,sans-serif;fill:#555f6d}
+@media(max-width:42rem){body{margin:1rem auto} svg text{font-size:16px}}
 """
 
 
@@ -75,17 +78,17 @@ def _table(rows: Iterable[tuple[str, str]], numbers: bool = True) -> str:
 
 def _calls(report: Report) -> list[str]:
     return [
-        "<h2>Scores of records</h2>",
+        "<h2 id='records'>Scores of records</h2>",
         _histogram(report.records, "virus score of a record"),
-        "<h2>Scores of chunks</h2>",
+        "<h2 id='chunks'>Scores of chunks</h2>",
         _histogram(report.chunks, "virus score of a chunk"),
         "<p class='note'>A score is no probability: 0.9 does not mean nine in ten. A chunk is "
         "virus when its best virus frame is at least as sure as its best other frame (0.5); a "
         "record's score is the mean of its scored chunks. Below 300 bp calls are near chance. Set "
         "a threshold on sequences of your own whose origin you know.</p>",
-        "<h2>Length and score</h2>",
+        "<h2 id='lengths'>Length and score</h2>",
         _heat(report.heat),
-        "<h2>The largest records</h2>",
+        "<h2 id='largest'>The largest records</h2>",
         "<p class='note'>Chunk scores from the first base to the last; gaps are not scored.</p>",
         *(_track(track) for track in report.tracks),
     ]
@@ -134,7 +137,7 @@ def _histogram(counts: Sequence[int], label: str) -> str:
 
 def _score_ticks() -> list[str]:
     room = WIDTH - LEFT - 8
-    return [_text(LEFT + room * t, HEIGHT - BOTTOM + 14, f"{t:g}") for t in (0, 0.25, 0.5, 0.75, 1)]
+    return [_text(LEFT + room * t, HEIGHT - BOTTOM + 15, f"{t:g}") for t in (0, 0.25, 0.5, 0.75, 1)]
 
 
 def _heat(heat: Sequence[Sequence[int]]) -> str:
@@ -183,7 +186,8 @@ def _track(track: Track) -> str:
         for at, score in enumerate(track.scores)
         if score is not None
     ]
-    name = track.name if len(track.name) <= 60 else track.name[:59] + "…"
+    long = len(track.name) > LONGEST_NAME
+    name = track.name[: LONGEST_NAME - 1] + "…" if long else track.name
     words = f"{name}  {track.length:,} bp, {track.prediction} {track.virus_score:.3f}"
     half = f"<path d='M8 {58 - high / 2}H{WIDTH - 8}M8 58H{WIDTH - 8}' stroke='{GRID}'/>"
     return _svg(64, [_text(8, 12, words, "start"), half, *bars], words)
@@ -203,7 +207,7 @@ def _throughput(report: Report) -> list[str]:
     line = f"<polyline points='{path}' fill='none' stroke='{OTHERS}' stroke-width='2'/>"
     label = f"seconds since the first commit, {seconds:,.0f} in all"
     return [
-        "<h2>Rows committed over time</h2>",
+        "<h2 id='rows'>Rows committed over time</h2>",
         _svg(HEIGHT, [*_axes(label, f"{rows:,}"), line], "rows committed over time"),
         "<p class='note'>Told from the times of the shard files; flat while it stood still.</p>",
     ]

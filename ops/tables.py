@@ -3,7 +3,8 @@
 Tab-separated, one header line, LF, UTF-8, `NA` for what there is not. Scores are the shortest
 decimal that reads back as the same float64, so a reader computes with the very numbers that made
 the calls. Names and notes: quotes (which readers would take for their own), control characters and
-line separators become \\x22, \\x09, \\u2028, and so on.
+line separators become \\x22, \\x09, \\u2028, and so on. A name that readers take for a missing
+value has its first letter written so: \\x4eA.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ CHUNK_COLUMNS = (
     "n_frames",
     "status",
 )
+#: What pandas, polars and R take for a missing value where nobody tells them otherwise.
+_MISSING = {
+    *("NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "NULL", "null", "None", "NaN", "nan", "-NaN"),
+    *("-nan", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN"),
+}
 _UNSAFE = re.compile('["\x00-\x1f\x7f-\x9f\u2028\u2029]')
 
 
@@ -64,12 +70,14 @@ class Counts:
 
 
 def escape(text: str) -> str:
-    """Text that stays in its cell, whatever reads the table."""
-    return _UNSAFE.sub(_escape_one, text)
+    """Text that stays in its cell, and is text, whatever reads the table."""
+    if text in _MISSING:
+        return _escape_one(text[0]) + text[1:]
+    return _UNSAFE.sub(lambda match: _escape_one(match[0]), text)
 
 
-def _escape_one(match: re.Match[str]) -> str:
-    code = ord(match[0])
+def _escape_one(letter: str) -> str:
+    code = ord(letter)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 

@@ -12,10 +12,16 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from ops import esm_tokens
+from ops.engine import Engine, EngineSpec
+from ops.export import RowNamer
+from ops.modelstore import BUNDLED
+from ops.nouns import Ragged
 from ops.shardfile import read_shard
 from tests.crash.harness import Service, shards_done, until
 from tests.service.conftest import FIXTURES
 from tests.service.shell import Shell
+from tests.unit.model_fixtures import make_batch
 
 GENOME = FIXTURES / "virus_phiX174.fa"
 LARGER = FIXTURES / "virus_SAOMS1.fa"
@@ -77,6 +83,41 @@ def test_h5_per_id(service: Service, embedded: Path, tmp_path: Path) -> None:
         assert file[row].dtype == np.float32
         assert file[row].ndim == 1
         assert any(name.startswith("NC_001422.1#2_chunk_") for name in file)
+
+
+def test_proteins_are_embedded_by_esm2(service: Service, tmp_path: Path) -> None:
+    # Given proteins whose names are odd, two of them alike, in a service that has all models
+    proteins = {"sp|P1|A/B": "MKLVEFLGGH", "x%y": "MKKLLAV", "..": "MKTA", "NA": "MAAAAGGGTT"}
+    fasta, out = tmp_path / "p.fa", tmp_path / "out"
+    fasta.write_text("".join(f">{name}\n{letters}\n" for name, letters in proteins.items()))
+    service.wait(service.submit(fasta, out, fasta, "--pipeline", "protein"))
+    # When they are exported for programs that look for one dataset per protein
+    (path,) = written(service.vnp("export", out, "--to", "h5-per-id", "--into", tmp_path))
+    # Then each is there under a name that is no path, with what ESM-2 alone gives
+    assert path.name == "esm2.h5"
+    names = ["sp|P1|A%2FB", "x%25y", "%2E%2E", "NA"]
+    engine = Engine(EngineSpec(esm2=BUNDLED / "vnp-small-esm2"))
+    tokens = esm_tokens.encode(Ragged.from_bytes(p.encode() for p in proteins.values()))
+    expected = engine.embed(make_batch("protein", tokens, None))[0]
+    with h5py.File(path) as file:
+        assert sorted(file) == sorted(
+            [*names, *("..#2", *(f"{n}#2" for n in names if n[0] != "%"))]
+        )
+        for name, vector in zip(names, expected, strict=True):
+            np.testing.assert_allclose(file[name][:], vector, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["a", "a", "a"], ["a", "a#2", "a#3"]),
+        (["a", "a", "a#2", "a#2"], ["a", "a#2", "a#2#2", "a#2#3"]),
+        (["a#2", "a", "a", "a"], ["a#2", "a", "a#3", "a#4"]),
+    ],
+)
+def test_ids_are_unique_whatever_the_names(names: list[str], ids: list[str]) -> None:
+    namer = RowNamer(scored=False)
+    assert [namer.name(record, name, 0, 0) for record, name in enumerate(names)] == ids
 
 
 def test_parquet(service: Service, embedded: Path, tmp_path: Path) -> None:

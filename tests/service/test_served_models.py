@@ -12,6 +12,7 @@ import pytest
 
 from daemon.client import JobRequest, submit
 from daemon.config import Config
+from ops.identity import ALGORITHM_VERSION
 from tests.crash.harness import Service, until
 
 
@@ -61,7 +62,7 @@ def test_an_unfinished_job_of_other_models_says_what_to_do(service: Service, fas
     # Then the job is not computed with what it did not ask for
     done = outcome(service, job)
     assert (done["state"], done["exit_code"]) == ("failed", 73)
-    assert "in fp32 (algorithm 1), but this service has" in str(done["message"])
+    assert f"in fp32 (algorithm {ALGORITHM_VERSION}), but this service has" in str(done["message"])
     assert not (service.folder / "out").exists()
 
 

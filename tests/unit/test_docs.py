@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
 
 from daemon.cli import submit, vnp
+from daemon.config import load
 from daemon.config_reference import reference
 from daemon.vnpd import vnpd
 from ops import errors
@@ -52,6 +54,34 @@ def test_columns_statuses_and_codes() -> None:
     codes = {int(code) for code in re.findall(r"^\| (\d+)", text, re.MULTILINE)}
     ours = {kind.exit_code for kind in vars(errors).values() if hasattr(kind, "exit_code")}
     assert ours <= codes
+
+
+def test_configuration_shown_is_read(tmp_path: Path) -> None:
+    # Given the blocks of configuration in the documents; When they are read as a file
+    blocks = [
+        block
+        for page in PAGES
+        for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+    assert blocks
+    for block in blocks:
+        (tmp_path / "vnp.toml").write_text(block)
+        config = load({}, tmp_path / "vnp.toml")
+        # Then every setting is one, and is taken
+        assert config.model_fields_set >= set(tomllib.loads(block))
+
+
+def test_events_named_are_logged() -> None:
+    # Given the events that documents name; Then the code has them, by name or as a job's state
+    named = re.compile(
+        r"`((?:batch|config|gpu|job|model|preemption|redis|service|worker)\.[a-z_]+)`"
+    )
+    found = {event for page in PAGES for event in named.findall(page.read_text())}
+    source = "".join(
+        path.read_text() for room in ("daemon", "workers") for path in (ROOT / room).glob("*.py")
+    )
+    assert len(found) > 5
+    assert {event for event in found if f'"{event}"' not in source} == set()
 
 
 def test_there_are_commands_to_check() -> None:

@@ -40,9 +40,8 @@ def prepared(
     scan = plan_input([path], cut)
     for _ in scan:
         pass
-    tokenizer = None if pipeline == "protein" else TOKENIZER
-    return [
-        prepare(task, tokenizer, BUDGETS, max_tokens, one_per_batch=one_per_batch)
+    return [  # with a tokenizer whatever comes, as a packer of a service has one
+        prepare(task, TOKENIZER, BUDGETS, max_tokens, one_per_batch=one_per_batch)
         for task in cut_shards([path], cut, scan.result.huge_lengths)
     ]
 
@@ -139,10 +138,12 @@ def test_protein_and_dna_have_one_row_per_record(tmp_path: Path) -> None:
     assert keys_of(account) == [(0, 0, 0)]
     assert account.record_status.tolist() == [Status.OK, Status.EMPTY, Status.TOO_LONG]
     assert batches[0].dna_tokens is None
+    assert batches[0].esm_tokens is not None
     [(batches, account)] = prepared(tmp_path / "d.fa", ["ACGU", "", "N" * 50], "dna", 0, 40)
     assert keys_of(account) == [(0, 0, 0)]
     assert account.record_status.tolist() == [Status.OK, Status.EMPTY, Status.TOO_LONG]
     assert batches[0].esm_tokens is None
+    assert batches[0].dna_tokens is not None
     assert (account.start.tolist(), account.end.tolist()) == ([1, 1], [4, 50])
 
 
