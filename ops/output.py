@@ -58,6 +58,7 @@ from ops.manifest import (
 from ops.runfile import RUN, describe_run, write_run
 from ops.shardfile import ShardData, build_shard
 from ops.tables import Counts
+from ops.totals import check_totals, remarks
 
 LOCK = ".lock"
 #: Bytes in the output of a shard, a record, a chunk, a frame, a base called virus; generous means.
@@ -218,7 +219,8 @@ class Output:
 
         read_records reads the input again, for the sequences called virus; facts go into run.json;
         check is called between two shards, and what it raises ends the work, which can be done
-        again. Raises CorruptionError, DataError (the input has changed), OutputError.
+        again. Raises CorruptionError, DataError (the input has changed), OutputError, and
+        AccountingError (the totals do not add up: the job does not count as finished).
         """
         assert self.is_complete, "some shards are not committed"
         shards = _checked(read_shards(self.out, self.num_shards, self._identity), check)
@@ -234,7 +236,9 @@ class Output:
                     read_records,
                     self._spec.compat,
                 )
+            check_totals(counts, self._plan, self._identity.pipeline)
             ending = {"state": "finished", "finished": utc_now(), "counts": vars(counts)}
+            ending["notes"] = remarks(vars(counts), self._identity.pipeline)
             files = describe_files(self.out)
             write_run(self.out, {**self._describe(), **(facts or {}), **ending, "files": files})
         except OSError as error:
