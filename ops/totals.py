@@ -45,13 +45,13 @@ def remarks(counts: Mapping[str, Any], pipeline: str) -> list[str]:
         called = counts["viruses"] + counts["others"]
         found.append(
             f"{short:,} of {called:,} scored records {_are(short)} shorter than {SHORT} bases: "
-            "the published classifiers are near chance there"
+            "published classifiers are near chance there"
         )
     if saved := counts["frames"] - counts["frames_computed"]:
         noun = "frames" if pipeline == "virus" else "sequences"
         found.append(
             f"{saved:,} of {counts['frames']:,} {noun} {_are(saved, 'was', 'were')} identical to "
-            "an earlier one of their shard and took its result: they were computed once"
+            "an earlier one of their shard and computed once"
         )
     return found
 

@@ -107,3 +107,8 @@ def test_rows_of_one_input_are_computed_once(
     distinct = sum(len(set(shard.rows.digest.tolist())) for shard in shards)
     assert rows == {"once": distinct, "every_row": sum(len(s.rows.record) for s in shards)}
     assert distinct < 0.8 * rows["every_row"]
+    # And run.json tells so from the shards, whoever has computed them
+    for out in (once, every_row):
+        counts = json.loads((out / "run.json").read_text())["counts"]
+        assert counts["frames_computed"] == distinct
+        assert counts["frames"] == rows["every_row"]
