@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ops.errors import InternalError
 from ops.nouns import Account, Batch, BatchResult, JobFailure, Ragged, ShardTask, Status
 
-VERSION = 2
+VERSION = 3
 #: Larger messages are neither made nor read. The largest real one, 1,024 rows with the embeddings
 #: of ESM-2 15B and DNABERT-S, has 24 MB.
 MAX_MESSAGE_BYTES = 64 << 20
@@ -68,7 +68,7 @@ _SCHEMAS = (
         (
             (*_RECORDS, "record_status", "num_ambiguous", "num_uracil"),
             ("chunk_record", "chunk", "start", "end", "chunk_status", "num_frames"),
-            ("row_record", "row_chunk", "row_frame", "row_digest"),
+            ("row_record", "row_chunk", "row_frame", "row_digest", "row_same"),
         ),
     ),
     Schema(5, JobFailure),

@@ -16,6 +16,7 @@ from rich.table import Table
 from daemon.client import JobView
 from daemon.show import describe, plural
 from ops.place import place_of
+from ops.runfile import read_run
 
 #: Between two lines where there is no terminal.
 LINE_EVERY_S = 10.0
@@ -93,6 +94,8 @@ def print_result(out: str, console: Console, trained: bool, worth: str = "") -> 
     if hidden := counts.total() - len(shown):
         _print(console, f"... and {hidden:,} more in {place.path('sequences.tsv')}")
     _print(console, _totals(counts, is_virus_job))
+    for note in (read_run(place) or {}).get("notes", []):
+        _print(console, note)
     if worth:
         _print(console, worth)
     if not trained:

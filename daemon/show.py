@@ -19,6 +19,7 @@ from ops.errors import ConfigError, NoInputError, PermissionDeniedError, Unavail
 from ops.jobs import JobStore
 from ops.modelstore import ModelCard
 from ops.place import place_of
+from ops.runfile import read_run
 
 FOLLOW_POLL_S, JOURNAL_POLL_S = 0.2, 1.0
 WATCH_EVERY_S = 2.0
@@ -205,6 +206,8 @@ def results(config: Config, name: str, partial: bool) -> None:
         raise NoInputError(
             f"{name} has not finished; `vnp results --partial {name}` shows what is done"
         ) from None
+    for note in (read_run(place) or {}).get("notes", []):
+        click.echo(f"vnp: {note}", err=True)
 
 
 def verify(config: Config, name: str) -> int:

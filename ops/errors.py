@@ -51,6 +51,10 @@ class InternalError(VnpError):
     exit_code = 70
 
 
+class AccountingError(InternalError):
+    """The totals of a job do not add up: something of the input is unaccounted for."""
+
+
 class OutputError(VnpError):
     """The output folder cannot be used: in use, another job's, no space (EX_CANTCREAT)."""
 

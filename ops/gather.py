@@ -1,4 +1,8 @@
-"""Gathers a shard's rows, in any order and any number of times, until its account is satisfied."""
+"""Gathers a shard's rows, in any order and any number of times, until its account is satisfied.
+
+Rows of one input are computed once. Only the first of them is waited for; in `rows()` the others
+have its values, its format and, when it has failed, its reason.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ops.errors import InternalError
-from ops.nouns import F32, I64, U8, U32, U64, Account, BatchResult, Status
+from ops.nouns import F32, I64, U8, U32, U64, Account, BatchResult, Status, is_computed
 
 NOT_FINITE = "the models gave values that are not finite"
 MAX_REASON = 500
@@ -96,15 +100,20 @@ class ShardGather:
 
     def _add_account(self, account: Account) -> None:
         if self._account is not None:
-            if not np.array_equal(account.row_digest, self._account.row_digest):
+            known = self._account
+            if not all(
+                np.array_equal(getattr(account, name), getattr(known, name))
+                for name in ("row_digest", "row_same")
+            ):
                 raise InternalError(f"shard {self.shard} was packed twice, with other rows")
             return
         keys = row_keys(account, account.row_record, account.row_chunk, account.row_frame)
         if (np.diff(account.record.astype(np.int64)) <= 0).any() or (keys[1:] <= keys[:-1]).any():
             raise InternalError(f"shard {self.shard}: the account is not in order")
+        _check_same(account)
         self._account, self._keys = account, keys
         rows = len(keys)
-        self._have = np.zeros(rows, bool)
+        self._have = ~is_computed(account.row_same)  # nobody waits for the others
         self._dtype = np.zeros(rows, np.uint8)
         self._status = np.zeros(rows, np.uint8)
         self._matrices: dict[str, F32] = {}
@@ -165,6 +174,7 @@ class ShardGather:
         """All rows in order, with the start and end of their chunks."""
         assert self.complete, "some rows have not come yet"
         account = self.account
+        self._fill_alike(account.row_same)
         failed = self._status == Status.FAILED
         for name, matrix in self._matrices.items():
             if name in self._absent:
@@ -183,8 +193,25 @@ class ShardGather:
             scores=self._matrices.get("scores"),
             esm2=self._matrices.get("esm2"),
             dnabert_s=self._matrices.get("dnabert_s"),
-            reasons=tuple(self._reasons[row] for row in np.flatnonzero(failed).tolist()),
+            reasons=tuple(self._reasons[row] for row in account.row_same[failed].tolist()),
         )
+
+    def _fill_alike(self, same: U32) -> None:
+        """Gives the rows that were not computed what the first of their input has. Only their own
+        part of a matrix is copied: embeddings are large."""
+        alike = np.flatnonzero(~is_computed(same))
+        columns: list[NDArray[Any]] = [self._dtype, self._status, *self._matrices.values()]
+        for column in columns:
+            column[alike] = column[same[alike]]
+
+
+def _check_same(account: Account) -> None:
+    """Raises InternalError for a row that would take the result of another input, or of a row that
+    is not computed."""
+    same, digest = account.row_same, account.row_digest
+    is_before = bool((same <= np.arange(len(same))).all())
+    if not is_before or (same[same] != same).any() or (digest[same] != digest).any():
+        raise InternalError(f"shard {account.shard}: a row takes the result of another input")
 
 
 def chunk_of_row(account: Account) -> I64:

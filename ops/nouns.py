@@ -203,6 +203,12 @@ class Account:
     row_chunk: U32
     row_frame: U8
     row_digest: U64
+    row_same: U32  # the row whose result this one takes: its own, or an earlier one's of one input
+
+
+def is_computed(row_same: U32) -> NDArray[np.bool_]:
+    """Per row of an account: is it computed itself? The others take the result of such a row."""
+    return np.equal(row_same, np.arange(len(row_same)))
 
 
 @dataclass(frozen=True, eq=False)

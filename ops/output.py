@@ -24,6 +24,7 @@ from ops.place import Hold, Place, place_of
 from ops.runfile import RUN, describe_run, encode_run
 from ops.shardfile import ShardData, build_shard
 from ops.tables import Counts
+from ops.totals import check_totals, remarks
 
 #: Bytes in the output of a shard, a record, a chunk, a frame, a base called virus; generous means.
 _DISK = {"shards": 40_000, "records": 250, "chunks": 130, "frames": 80, "letters": 0.35}
@@ -165,7 +166,8 @@ class Output:
 
         read_records reads the input again, for the sequences called virus; facts go into run.json;
         check is called between two shards, and what it raises ends the work, which can be done
-        again. Raises CorruptionError, DataError (the input has changed), OutputError.
+        again. Raises CorruptionError, DataError (the input has changed), OutputError, and
+        AccountingError (the totals do not add up: the job does not count as finished).
         """
         assert self.is_complete, "some shards are not committed"
         files = [self._files[number] for number in range(self.num_shards)]
@@ -180,8 +182,10 @@ class Output:
                     read_records,
                     self._spec.compat,
                 )
+                check_totals(counts, self._plan, self._identity.pipeline)
                 derived = describe_files(folder)
             ending = {"state": "finished", "finished": utc_now(), "counts": vars(counts)}
+            ending["notes"] = remarks(vars(counts), self._identity.pipeline)
             run = {**self._describe(), **(facts or {}), **ending, "files": derived}
             self._hold.write(RUN, encode_run(run))
             self._hold.sweep(files)

@@ -1,7 +1,8 @@
 """What a packer does with a shard: chunks, frames, tokens, packed batches, and the account.
 
 The account names every record, every chunk and every row to expect, so that the writer can tell
-when a shard is whole. A row's digest says which input it was computed from.
+when a shard is whole. A row's digest says which input it was computed from. Rows of one input are
+computed once: the first of them is packed, and the account says which rows take its result.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from ops import esm_tokens
 from ops.dna_tokens import DnaTokenizer
 from ops.frames import chunk_bounds, chunk_table, open_frames
-from ops.nouns import I64, U8, U32, U64, Account, Batch, Ragged, ShardTask, Status
+from ops.nouns import I64, U8, U32, U64, Account, Batch, Ragged, ShardTask, Status, is_computed
 from ops.packing import Budgets, check_batches, pack
 
 #: A virus record with fewer bases than a codon is too short.
@@ -72,10 +73,12 @@ def prepare(
     max_tokens: int,
     *,
     one_per_batch: bool = False,
+    every_row: bool = False,
 ) -> tuple[list[Batch], Account]:
     """Batches and account of a shard. A sequence of more than max_tokens tokens is too_long.
 
-    tokenizer: None in protein jobs. one_per_batch: no packing, every batch has one row.
+    tokenizer: None in protein jobs. one_per_batch: no packing, every batch has one row. every_row:
+    rows of one input are each computed, for those who have no use for the account.
     """
     sequence = read_uracil(task)
     if task.pipeline == "virus":
@@ -84,7 +87,26 @@ def prepare(
     else:
         for_dna = tokenizer if task.pipeline == "dna" else None  # a packer holds one for all jobs
         rows, chunks = _whole_rows(task, sequence, for_dna, max_tokens)
-    return _batches(task, rows, budgets, one_per_batch), _account(task, rows, chunks)
+    same = each_alone(rows) if every_row else first_alike(rows)
+    packed = rows.take(np.flatnonzero(is_computed(same)))
+    return _batches(task, packed, budgets, one_per_batch), _account(task, rows, same, chunks)
+
+
+def first_alike(rows: Rows) -> U32:
+    """Per row, the first with its digest and its tokens: itself, where there is none before.
+
+    A result depends on the tokens alone. They are compared as they are: a digest of 8 bytes that
+    two inputs share would give one of them the other's values, and nobody would notice.
+    """
+    tokens = [t.to_bytes() for t in (rows.esm_tokens, rows.dna_tokens) if t is not None]
+    first: dict[tuple[Any, ...], int] = {}
+    inputs = enumerate(zip(rows.digest.tolist(), *tokens, strict=True))
+    return np.fromiter((first.setdefault(key, row) for row, key in inputs), np.uint32)
+
+
+def each_alone(rows: Rows) -> U32:
+    """The plain version of `first_alike`, which saves nothing: every row is computed."""
+    return np.arange(len(rows.record), dtype=np.uint32)
 
 
 def read_uracil(task: ShardTask) -> Ragged:
@@ -216,7 +238,7 @@ def _batch(task: ShardTask, number: int, rows: Rows) -> Batch:
     )
 
 
-def _account(task: ShardTask, rows: Rows, chunks: Chunks) -> Account:
+def _account(task: ShardTask, rows: Rows, same: U32, chunks: Chunks) -> Account:
     ambiguous, uracil = _count_letters(task)
     return Account(
         job=task.job,
@@ -241,6 +263,7 @@ def _account(task: ShardTask, rows: Rows, chunks: Chunks) -> Account:
         row_chunk=rows.chunk,
         row_frame=rows.frame,
         row_digest=rows.digest,
+        row_same=same,
     )
 
 

@@ -67,6 +67,7 @@ def _summary(run: dict[str, Any]) -> list[str]:
         *warning,
         "<h2>Counts</h2>",
         _table((name, f"{number:,}") for name, number in rows),
+        *(f"<p class='note'>{escape(note)}</p>" for note in run.get("notes", [])),
     ]
 
 

@@ -41,13 +41,15 @@ COLUMN_ENTRIES = 1 << 16
 MATRIX_BYTES = 1 << 20
 _KEYS = ("record", "chunk", "frame", "start", "end", "digest", "dtype", "status")
 _MATRICES = ("esm2", "dnabert_s")
-_NOT_STORED = ("job", "shard", "identity", "name")
+#: row_same is left out: how a row came to its values is no part of the result.
+_NOT_STORED = ("job", "shard", "identity", "name", "row_same")
 _ACCOUNT = tuple(f.name for f in fields(Account) if f.name not in _NOT_STORED)
 
 
 @dataclass(frozen=True, eq=False)
 class ShardData:
-    """A shard as read back. account.job is empty: a shard does not know its job."""
+    """A shard as read back. It does not know its job (account.job is empty), nor which rows were
+    computed (account.row_same: every row for itself)."""
 
     account: Account
     rows: RowColumns
@@ -157,5 +159,6 @@ def _read_account(group: h5py.Group, attrs: Mapping[str, Any]) -> Account:
         shard=attrs["shard"],
         identity=attrs["identity_digest"],
         name=Ragged(group["name"][:], group["name_offsets"][:]),
+        row_same=np.arange(len(columns["row_digest"]), dtype=np.uint32),
         **columns,
     )

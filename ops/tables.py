@@ -51,22 +51,32 @@ _MISSING = {
     *("NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "NULL", "null", "None", "NaN", "nan", "-NaN"),
     *("-nan", "1.#IND", "1.#QNAN", "-1.#IND", "-1.#QNAN"),
 }
+#: Below so many bases the published classifiers are near chance.
+SHORT = 300
 _UNSAFE = re.compile('["\x00-\x1f\x7f-\x9f\u2028\u2029]')
 
 
 @dataclass
 class Counts:
-    """What the tables hold in all; `statuses` counts records by the word in the status column."""
+    """What the tables hold in all; `statuses` and `chunk_statuses` count by the word in the column.
+
+    In protein and dna jobs there are no chunks and no calls, and frames are rows.
+    """
 
     records: int = 0
     letters: int = 0
     viruses: int = 0
+    others: int = 0
+    without_call: int = 0
+    scored_below_300: int = 0  # records called though shorter than SHORT
     chunks: int = 0
     chunks_scored: int = 0
     frames: int = 0
+    frames_computed: int = 0  # those of one input in one shard count once
     ambiguous_letters: int = 0
     uracil_letters: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
+    chunk_statuses: dict[str, int] = field(default_factory=dict)
 
 
 def escape(text: str) -> str:
@@ -165,7 +175,10 @@ class TableWriter:
         if self._chunks is not None:
             counts.chunks += len(account.chunk)
             counts.chunks_scored += int((calls.score == calls.score).sum())
+            for status, number in zip(*np.unique(calls.status, return_counts=True), strict=True):
+                _count(counts.chunk_statuses, Status(status).label, int(number))
         counts.frames += len(account.row_record)
+        counts.frames_computed += len(np.unique(account.row_digest))
         counts.ambiguous_letters += int(account.num_ambiguous.sum())
         counts.uracil_letters += int(account.num_uracil.sum())
 
@@ -207,10 +220,18 @@ class TableWriter:
         counts = self.counts
         counts.records += 1
         counts.letters += record.length
-        counts.viruses += record.tally.prediction == "virus"
-        counts.statuses[status] = counts.statuses.get(status, 0) + 1
+        _count(counts.statuses, status, 1)
+        if self._chunks is not None:
+            self._count_call(record)
         calls = ["NA"] * 8 if self._chunks is None else _call_cells(record)
         return row([record.name, str(record.length), *calls, status, self._note(record)])
+
+    def _count_call(self, record: OpenRecord) -> None:
+        counts, prediction = self.counts, record.tally.prediction
+        counts.viruses += prediction == "virus"
+        counts.others += prediction == "others"
+        counts.without_call += prediction == "NA"
+        counts.scored_below_300 += prediction != "NA" and record.length < SHORT
 
     def _note(self, record: OpenRecord) -> str:
         uracil = "read as T" if self._uracil_as_t else "kept; codons with U are deleted"
@@ -222,6 +243,10 @@ class TableWriter:
             f"{record.num_ambiguous} ambiguous letters": record.num_ambiguous,
         }
         return "; ".join(text for text, count in parts.items() if count) or "NA"
+
+
+def _count(counts: dict[str, int], word: str, number: int) -> None:
+    counts[word] = counts.get(word, 0) + number
 
 
 def _call_cells(record: OpenRecord) -> list[str]:

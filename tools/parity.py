@@ -162,7 +162,7 @@ def calls(spec: EngineSpec, fasta: Path, chunks: int) -> np.ndarray[Any, np.dtyp
     found: list[bool] = []
     for task in tasks(fasta, 1_000):
         best: dict[int, np.ndarray[Any, Any]] = {}
-        for batch in prepare(task, tokenizer, budgets, 8_192)[0]:
+        for batch in prepare(task, tokenizer, budgets, 8_192, every_row=True)[0]:
             scores = engine.compute(batch).scores
             assert scores is not None
             for record, row in zip(batch.record.tolist(), scores, strict=True):

@@ -71,7 +71,7 @@ class Packer:
         packed = {
             "shards_packed": 1,
             "chunks_packed": len(account.chunk),
-            "rows_packed": len(account.row_record),
+            "rows_packed": sum(len(batch.record) for batch in batches),
         }
         self.broker.hand_off(TASKS, entry.id, messages, packed, task.job)
 

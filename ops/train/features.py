@@ -62,7 +62,7 @@ class Embedder:
         parts = []
         for first, stop in _runs(fragments):
             task = _task(genomes, fragments, first, stop, chunk_length)
-            batches, _ = prepare(task, self.tokenizer, budgets, self.max_tokens)
+            batches, _ = prepare(task, self.tokenizer, budgets, self.max_tokens, every_row=True)
             for batch in batches:
                 esm2, dnabert_s = self.engine.embed(batch)
                 assert esm2 is not None

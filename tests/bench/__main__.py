@@ -10,7 +10,7 @@ import platform
 import sys
 from importlib.metadata import version
 
-NAMES = ("packer", "encoder", "broker", "writer", "memory")
+NAMES = ("packer", "encoder", "broker", "writer", "memory", "record", "alike")
 
 
 def main() -> None:

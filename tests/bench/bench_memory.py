@@ -40,15 +40,15 @@ def memory_mb(pid: int, field: str) -> float:
     raise KeyError(field)
 
 
+def role_of(words: list[str]) -> str:
+    """Role of a child of the service from its command line."""
+    roles = ("planner", "packer", "gpu", "writer")
+    return next((role for role in roles if f"workers.{role}" in words), "redis")
+
+
 def names(service: Service) -> dict[int, str]:
     """Role of every child by process id."""
-    found = {}
-    for child in service.children():
-        words = " ".join(child.cmdline())
-        role = next(
-            (r for r in ("planner", "packer", "gpu", "writer") if f"workers.{r}" in words), ""
-        )
-        found[child.pid] = role or "redis"
+    found = {child.pid: role_of(child.cmdline()) for child in service.children()}
     assert service.process is not None
     found[service.process.pid] = "supervisor"
     return found

@@ -79,6 +79,7 @@ def make_account(job: str, shard: int) -> Account:
         row_chunk=chunk,
         row_frame=np.ones(ROWS, np.uint8),
         row_digest=chunk.astype(np.uint64),
+        row_same=chunk,
     )
 
 

@@ -19,13 +19,14 @@ EX_SOME_FAILED = 1
 
 @pytest.fixture(scope="module")
 def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Reads with an open frame each, one of them poisoned."""
+    """Reads with an open frame each, one of them poisoned and there twice."""
     path = tmp_path_factory.mktemp("input") / "reads.fa"
     with path.open("w") as stream:
         for number in range(READS):
             stream.write(f">read{number}\n{'ATGGCTAAA' * (12 + number)}\n")
         dna = "".join(CODONS[letter] for letter in POISON)
-        stream.write(f">poisoned\n{'ATGGCTAAA' * 9 + dna}\n")
+        for name in ("poisoned", "poisoned_too"):
+            stream.write(f">{name}\n{'ATGGCTAAA' * 9 + dna}\n")
     return path
 
 
@@ -68,8 +69,10 @@ def test_poisoned_sequence_fails_alone(
     ]
     status, note = rows[0].index("status"), rows[0].index("note")
     failed = [row for row in rows[1:] if row[status] == "failed"]
-    assert [row[0] for row in failed] == ["poisoned"]
+    assert [row[0] for row in failed] == ["poisoned", "poisoned_too"]
     assert reason in failed[0][note]
+    # And its copy, which is not computed, has failed for the same reason
+    assert failed[1][1:] == failed[0][1:]
     # And so does the same command again, which finds it finished
     done = shell.vnp("run", fasta, "--out", tmp_path / "out")
     assert (done.returncode, "finished already" in done.stderr) == (EX_SOME_FAILED, True)

@@ -9,6 +9,8 @@ an fsync takes N seconds longer. Processes of the role writer only.
 TEST_POISON is "KIND LETTERS": a gpu worker that meets a protein with those letters crashes
 ("crash": SIGSEGV), hangs ("hang"), runs out of memory ("memory"), or gives NaN ("nan").
 
+TEST_EVERY_ROW: packers pack every row, also those of one input.
+
 TEST_PROFILE is "AFTER SECONDS FILE": AFTER seconds from its start, a gpu worker records the kernels
 of a window of SECONDS, and writes to FILE as JSON the share of the window in which one ran.
 """
@@ -170,6 +172,10 @@ if os.environ.get("TEST_DISK_FAULT") and role() == "writer":
     DiskFaults(os.environ["TEST_DISK_FAULT"], os.environ["TEST_DISK_ROOT"]).install()
 if os.environ.get("TEST_POISON") and role() == "gpu":
     sys.meta_path.insert(0, _Patcher(*os.environ["TEST_POISON"].split()))
+if os.environ.get("TEST_EVERY_ROW") and role() == "packer":
+    import ops.prepare
+
+    ops.prepare.first_alike = ops.prepare.each_alone
 if os.environ.get("TEST_PROFILE") and role() == "gpu":
     arguments = os.environ["TEST_PROFILE"].split()
     threading.Thread(target=profile_kernels, args=arguments, daemon=True).start()

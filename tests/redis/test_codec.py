@@ -110,6 +110,7 @@ def account(rows: int) -> Account:
         row_chunk=column(np.uint32, 3 * rows),
         row_frame=column(np.uint8, 3 * rows),
         row_digest=column(np.uint64, 3 * rows),
+        row_same=column(np.uint32, 3 * rows),
     )
 
 
@@ -236,13 +237,13 @@ def test_reasons_belong_to_failed_rows(reasons: object) -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ([1, 1, []], "message of version 1, this vnp reads 2"),
-        ([2, 99, []], "unknown kind 99"),
-        ([2, [], []], "unknown kind"),
-        ([2, True, []], "unknown kind"),
-        ([2, 5, []], "wrong number of values"),
-        ([2, 5, {"job": "j"}], "wrong number of values"),
-        ([2, 5], "not .version, kind, values"),
+        ([1, 1, []], "message of version 1, this vnp reads 3"),
+        ([3, 99, []], "unknown kind 99"),
+        ([3, [], []], "unknown kind"),
+        ([3, True, []], "unknown kind"),
+        ([3, 5, []], "wrong number of values"),
+        ([3, 5, {"job": "j"}], "wrong number of values"),
+        ([3, 5], "not .version, kind, values"),
         ({"kind": 5}, "not .version, kind, values"),
         (7, "not .version, kind, values"),
     ],
@@ -281,6 +282,7 @@ def test_large_messages_are_refused_before_decoding(monkeypatch: pytest.MonkeyPa
         replace(result(3), scores=np.zeros((2, 2), np.float32)),
         replace(result(3), esm2=np.zeros((3, 5), np.float64)),  # type: ignore[arg-type]
         replace(account(3), row_digest=np.zeros(3, np.uint64)),
+        replace(account(3), row_same=np.zeros(3, np.uint32)),
     ],
 )
 def test_inconsistent_nouns_are_not_written(wrong: Noun) -> None:

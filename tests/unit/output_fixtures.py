@@ -93,6 +93,7 @@ def make_account(
         row_chunk=np.array([key[1] for key in rows], np.uint32),
         row_frame=np.array([key[2] for key in rows], np.uint8),
         row_digest=np.array([digest(*key) for key in rows], np.uint64),
+        row_same=np.arange(len(rows), dtype=np.uint32),
     )
 
 

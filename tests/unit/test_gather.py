@@ -172,6 +172,65 @@ def test_account_that_comes_again_with_other_rows_is_refused() -> None:
         gather([ACCOUNT, other])
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_of_one_input_take_the_results_of_the_first(seed: int) -> None:
+    # Given a shard whose rows have few inputs; one of those fails, with a reason of its own
+    inputs = np.arange(ROWS) % 5
+    digest = inputs.astype(np.uint64)
+    every = replace(ACCOUNT, row_digest=digest)
+    account = replace(every, row_same=inputs.astype(np.uint32))
+    computed = make_result(account, range(5), width=3, failed=[2])
+    everything = replace(
+        computed,
+        **{
+            name: getattr(computed, name)[inputs]
+            for name in ("dtype", "status", "scores", "esm2", "dnabert_s")
+        },
+        **{name: getattr(ACCOUNT, f"row_{name}") for name in ("record", "chunk", "frame")},
+        digest=digest,
+        reasons=computed.reasons * int((inputs == 2).sum()),
+    )
+    # When every row has come, and when only the first of each input has, in any order, some twice
+    chance = random.Random(seed)
+    rows = (0, 1, 2, 3, 4, 0, 2)
+    messages: list[Account | BatchResult] = [account]
+    messages += [make_result(account, [row], 3, [2]) for row in rows]
+    chance.shuffle(messages)
+    once = gather(messages)
+    # Then the shard is complete, and its rows are the same bytes
+    assert once.complete
+    assert_same(once.rows(), gather([every, everything]).rows())
+    assert_same(once.rows(), once.rows())
+    # And it is not before the last of the firsts has come
+    assert not gather([account, make_result(account, [0, 1, 3, 4], 3)]).complete
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        [1, 1, 2],  # of a later row
+        [0, 0, 1],  # of a row that takes another's
+        [0, 1, 0],  # of another input
+        [0, 1, 9],  # of no row
+    ],
+)
+def test_row_that_would_take_the_result_of_another_input_is_refused(same: list[int]) -> None:
+    account = make_account(3, [Record(1, "r", [[1, 2, 3]])])
+    digest = np.array([7, 7, 8], np.uint64)
+    wrong = replace(account, row_digest=digest, row_same=np.array(same, np.uint32))
+    with pytest.raises(InternalError, match="another input"):
+        gather([wrong])
+
+
+def test_account_that_comes_again_with_other_rows_alike_is_refused() -> None:
+    account = replace(
+        make_account(3, [Record(1, "r", [[1, 2]])]), row_digest=np.array([7, 7], np.uint64)
+    )
+    other = replace(account, row_same=np.array([0, 0], np.uint32))
+    with pytest.raises(InternalError, match="packed twice"):
+        gather([account, other])
+
+
 def test_account_out_of_order_is_refused() -> None:
     backwards = make_account(3, [Record(1, "b", [[2, 1]])])
     with pytest.raises(InternalError, match="not in order"):

@@ -14,9 +14,9 @@ from ops.cut import CutParams, cut_shards, plan_input
 from ops.dna_tokens import DnaTokenizer
 from ops.errors import UsageError
 from ops.frames_export import write_frames
-from ops.nouns import Account, Batch, Ragged, Status
+from ops.nouns import Account, Batch, Ragged, Status, is_computed
 from ops.packing import Budgets
-from ops.prepare import prepare
+from ops.prepare import Rows, each_alone, first_alike, prepare
 
 BUDGETS = Budgets(10_752, 10_752, 1_024)
 TOKENIZER = DnaTokenizer(Path(__file__).parents[1] / "data" / "dnabert-s" / "tokenizer.json")
@@ -31,6 +31,7 @@ def prepared(
     uracil_as_t: bool = True,
     shard_bases: int = 1 << 20,
     one_per_batch: bool = False,
+    every_row: bool = False,
     **filters: int,
 ) -> list[tuple[list[Batch], Account]]:
     """Batches and account of every shard of a file with these records."""
@@ -41,7 +42,14 @@ def prepared(
     for _ in scan:
         pass
     return [  # with a tokenizer whatever comes, as a packer of a service has one
-        prepare(task, TOKENIZER, BUDGETS, max_tokens, one_per_batch=one_per_batch)
+        prepare(
+            task,
+            TOKENIZER,
+            BUDGETS,
+            max_tokens,
+            one_per_batch=one_per_batch,
+            every_row=every_row,
+        )
         for task in cut_shards([path], cut, scan.result.huge_lengths)
     ]
 
@@ -79,8 +87,16 @@ def test_rows_are_the_plain_frames_in_key_order(tmp_path: Path) -> None:
             digest = blake2b(b"|".join(letters), digest_size=8).digest()
             assert int(batch.digest[row]) == int.from_bytes(digest, "little")
             seen[key] = int(batch.digest[row])
-    assert [seen[key] for key in keys_of(account)] == account.row_digest.tolist()
     assert len(seen) == sum(len(batch.record) for batch in batches)
+    # But for those that an earlier row of the same letters stands for
+    first = {}
+    for row, key in enumerate(keys_of(account)):
+        frame = expected[key]
+        own = first.setdefault((frame.protein, frame.nucleotide), row)
+        assert int(account.row_same[row]) == own
+        assert (key in seen) == (own == row)
+        assert seen[keys_of(account)[own]] == int(account.row_digest[row])
+    assert len(seen) < len(expected)
 
 
 def test_statuses_of_records_and_chunks(tmp_path: Path) -> None:
@@ -149,7 +165,8 @@ def test_protein_and_dna_have_one_row_per_record(tmp_path: Path) -> None:
 
 def test_one_per_batch(tmp_path: Path) -> None:
     [(batches, account)] = prepared(tmp_path / "x.fa", ["ACG" * 99], one_per_batch=True)
-    assert [len(batch.record) for batch in batches] == [1] * len(account.row_record)
+    assert len(batches) == int(is_computed(account.row_same).sum()) > 1
+    assert {len(batch.record) for batch in batches} == {1}
 
 
 def test_frames_as_the_original_writes_them(tmp_path: Path) -> None:
@@ -227,6 +244,7 @@ def test_batches_partition_the_rows_of_real_genomes() -> None:
         ]
         # Then their rows are the account's, each once, and no batch is over a limit
         assert sorted(keys) == keys_of(account)
+        assert account.row_same.tolist() == list(range(len(keys)))
         assert [batch.number for batch in batches] == list(range(len(batches)))
         for batch in batches:
             assert batch.esm_tokens is not None
@@ -272,3 +290,43 @@ def test_ambiguous_records_of_dna(tmp_path: Path) -> None:
     [(_, account)] = prepared(tmp_path / "x.fa", records, "dna", max_ambiguous=20)
     assert account.chunk_status.tolist() == [Status.OK, Status.AMBIGUOUS]
     assert account.row_record.tolist() == [0]
+
+
+def packed_keys(batches: list[Batch]) -> list[tuple[int, int, int]]:
+    columns = [(b.record.tolist(), b.chunk.tolist(), b.frame.tolist()) for b in batches]
+    return sorted(key for each in columns for key in zip(*each, strict=True))
+
+
+@pytest.mark.parametrize("pipeline", ["virus", "protein", "dna"])
+def test_rows_of_one_input_are_packed_once(pipeline: str, tmp_path: Path) -> None:
+    # Given three sequences, one of them three times
+    records = ["ATGGCTAAAGAT", "ATGGCTAAA", "ATGGCTAAAGAT", "ATGGCTACAGAT", "ATGGCTAAAGAT"]
+    [(batches, account)] = prepared(tmp_path / "x.fa", records, pipeline)
+    [(every, plain)] = prepared(tmp_path / "x.fa", records, pipeline, every_row=True)
+    # Then the account names all rows, as it does when every row is packed
+    for name in ("row_record", "row_chunk", "row_frame", "row_digest", "chunk_status"):
+        assert np.array_equal(getattr(account, name), getattr(plain, name))
+    assert packed_keys(every) == keys_of(plain)
+    assert plain.row_same.tolist() == list(range(len(plain.row_same)))
+    # And the rows of the repeated record take the results of the first of them, frame by frame
+    keys = keys_of(account)
+    same = {keys[row]: keys[first] for row, first in enumerate(account.row_same.tolist())}
+    assert same == {(r, c, f): (0 if r in (2, 4) else r, c, f) for r, c, f in keys}
+    assert packed_keys(batches) == [key for key in keys if key[0] in (0, 1, 3)]
+
+
+def test_a_shared_digest_does_not_make_rows_alike() -> None:
+    # Given rows of which three share a digest, and two of these their letters
+    proteins, bases = [b"MK", b"MK", b"MV", b"MK"], [b"ATGAAA", b"ATGAAA", b"ATGAAA", b"ATGAAG"]
+    rows = Rows(
+        np.arange(4, dtype=np.uint64),
+        np.zeros(4, np.uint32),
+        np.zeros(4, np.uint8),
+        np.array([7, 7, 7, 8], np.uint64),
+        esm_tokens.encode(Ragged.from_bytes(proteins)),
+        TOKENIZER.encode(Ragged.from_bytes(bases)),
+    )
+    # Then only those two are alike: what decides is what is computed
+    assert first_alike(rows).tolist() == [0, 0, 2, 3]
+    assert each_alone(rows).tolist() == [0, 1, 2, 3]
+    assert first_alike(rows).dtype == each_alone(rows).dtype == np.uint32
