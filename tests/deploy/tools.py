@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from daemon.config import Config, load
 from tests.service.shell import PROGRAMS, plain_environment
 
 ROOT = Path(__file__).parents[2]
@@ -55,3 +58,16 @@ def with_programs(folder: Path) -> dict[str, str]:
     environment = plain_environment(folder)
     del environment["VNP_STATE_DIR"]
     return {**environment, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+
+
+def accepted(toml: Path | str, folder: Path) -> Config:
+    """The configuration of a file, or of its text; what is still TO_COME is left out."""
+    text = toml if isinstance(toml, str) else toml.read_text()
+    known = {
+        name: value
+        for name, value in tomllib.loads(text).items()
+        if name in Config.model_fields or name not in TO_COME
+    }
+    path = folder / "accepted.toml"
+    path.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in known.items()))
+    return load({}, path)
