@@ -1,4 +1,4 @@
-"""The Dockerfile: linted, what it copies is enough to install vnp, its probe tells well from ill."""
+"""The Dockerfile: linted; what it copies is enough to install vnp; its probe sees well and ill."""
 
 from __future__ import annotations
 
