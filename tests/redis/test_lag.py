@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +29,8 @@ JOB = "job"
 def servers_with_lag() -> list[Path]:
     """The server that vnp would start, and what `make servers` has fetched, from 7.0 on."""
     found = sorted(FOLDER.glob("*/redis-server"))
-    try:
+    with suppress(UnavailableError):
         found.insert(0, find_server())
-    except UnavailableError:
-        pass
     return [path for path in found if server_version(path) >= (7, 0)]
 
 
