@@ -18,6 +18,8 @@ from broker.keys import BATCHES, RESULTS, TASKS, Keys
 #: Streams that a role reads or writes. Whoever takes makes lost groups again, of all streams.
 STREAMS = (TASKS, BATCHES, RESULTS)
 ROLES = ("planner", "packer", "gpu", "writer", "client", "scaler")
+#: Roles that one process of all nodes fills at a time.
+ONCE = ("planner", "writer")
 #: Of every process that works: groups, leases, hand-offs, and looking at the queue.
 _GROUPS = ("xgroup|create", "xgroup|delconsumer", "xinfo|groups", "xinfo|consumers", "xlen")
 _TAKE = ("xreadgroup", "xack", "xdel", "xclaim", "xpending")
@@ -47,7 +49,8 @@ def _patterns(role: str, keys: Keys) -> set[str]:
         return {keys.stream(TASKS), keys.stream(BATCHES)}
     streams = {keys.stream(name) for name in STREAMS}
     books = {keys.open, keys.incarnation, keys.activity, keys.workers}
-    return streams | books | {keys.dropped("*"), keys.progress("*")}
+    leases = {keys.role(role)} if role in ONCE else set()
+    return streams | books | leases | {keys.dropped("*"), keys.progress("*")}
 
 
 def rules(roles: Iterable[str], namespace: str = "vnp") -> list[str]:

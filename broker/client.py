@@ -46,6 +46,7 @@ def connect(url: str, role: Role) -> redis.Redis:
             url,
             protocol=2,  # pinned: shapes of results differ between protocols
             decode_responses=False,
+            driver_info=None,  # no CLIENT SETINFO: Redis 7.0 knows no such rule for its users
             socket_timeout=timeout,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             socket_read_size=READ_BYTES,

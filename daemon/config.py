@@ -81,6 +81,11 @@ class Config(BaseSettings):
 
     state_dir: Path = Field(default_factory=default_state_dir)
     """Jobs, logs, sockets; under systemd STATE_DIRECTORY, else the user's XDG state folder."""
+    shared_dir: Path | None = None
+    """Jobs and spool, on a file system that all nodes and clients see; None: state_dir."""
+    node: str = Field(default_factory=socket.gethostname, pattern=r"^[A-Za-z0-9_.-]{1,253}$")
+    """How this machine is called in consumer names, epochs and run.json; nodes that share a Redis
+    need different names. By default the host name."""
     redis_url: str | None = None
     """None: a private server that lives and dies with the service."""
     namespace: str = "vnp"
@@ -127,8 +132,8 @@ class Config(BaseSettings):
     """A batch that takes longer hangs; 0: 3,600 on the CPU, 120 on a GPU."""
     stuck_s: float = Field(default=120.0, ge=5)
     """A process that makes no step for so long is replaced."""
-    window_shards: int = Field(default=8, ge=1)
-    """Shards that are under way at once; bounds Redis."""
+    window_shards: int = Field(default=0, ge=0)
+    """Shards that are under way at once; bounds Redis. 0: 8, or 4 for each gpu worker."""
     window_bytes: int = Field(default=1 << 30, ge=1 << 20)
     """Bytes in Redis that they may take."""
     heartbeat_s: float = Field(default=10.0, gt=0)
@@ -291,14 +296,15 @@ class Config(BaseSettings):
         return self.log_file or self.state_dir / "vnp.log"
 
     @property
-    def node(self) -> str:
-        """How this machine is called in consumer names, epochs and run.json."""
-        return socket.gethostname()
+    def jobs_dir(self) -> Path:
+        """Where job files and spool lie: shared_dir, or with one node its state_dir."""
+        return self.shared_dir or self.state_dir
 
     def worker_settings(self, redis_url: str) -> WorkerSettings:
         """The same settings as worker processes see them."""
         return WorkerSettings(
             state_dir=str(self.state_dir.absolute()),
+            shared_dir=str(self.jobs_dir.absolute()),
             redis_url=redis_url,
             identity=self.identity("virus", None, allow_chunk_length=True).to_dict(),
             node=self.node,
@@ -334,7 +340,7 @@ class Config(BaseSettings):
         """The folders, and the spool, where standard input waits; none when inputs may be
         anywhere."""
         roots = [root for root in self.input_roots.split(":") if root]
-        return (*roots, str(self.state_dir.absolute() / "spool")) if roots else ()
+        return (*roots, str(self.jobs_dir.absolute() / "spool")) if roots else ()
 
     @property
     def _threads_of_one(self) -> int:

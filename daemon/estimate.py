@@ -105,7 +105,7 @@ def _disk_bytes(config: Config, request: JobRequest, identity: Identity, plan: P
 
 def _measured_rate(config: Config, identity: Identity) -> float | None:
     """Frames a second, from start to end, of the newest finished job with these models."""
-    store = JobStore(config.state_dir)
+    store = JobStore(config.jobs_dir)
     for job in reversed(store.list()):
         try:
             spec = store.spec(job)

@@ -52,7 +52,7 @@ def run_foreground(
         for left in folder.glob("state*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
         state = folder / "state"
-        private = config.changed(state_dir=state, redis_url=None)
+        private = config.changed(state_dir=state, shared_dir=None, redis_url=None)
         return _run(private, request, console, results, as_json)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -68,7 +68,7 @@ def _run(
     os.environ.pop("JOURNAL_STREAM", None)
     configure_logs("supervisor", level=config.log_level, log_file=str(config.log_path))
     stop = StopFlag()
-    spec = JobStore(config.state_dir).spec(job)
+    spec = JobStore(config.jobs_dir).spec(job)
     outcome: Outcome | None
     if not request.force and is_finished(spec):
         counts = (read_run(request.out_path) or {})["counts"]
@@ -98,7 +98,7 @@ def _tell(console: Console, message: str) -> None:
 
 def _compute(config: Config, job: str, console: Console, stop: StopFlag) -> Outcome | None:
     """Runs the service until the job has ended; None when a signal came first."""
-    store = JobStore(config.state_dir)
+    store = JobStore(config.jobs_dir)
     with Service(config) as service, Progress(console) as progress:
         watch = JobWatch(config, job, service.redis_url)
         while (outcome := store.outcome(job)) is None and not stop.raised:

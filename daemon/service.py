@@ -15,6 +15,8 @@ from typing import Any
 from broker.client import require_redis, without_password
 from broker.queue import Broker
 from broker.server import PrivateServer
+from broker.state import SharedState
+from daemon.client import service_words
 from daemon.config import Config
 from daemon.health import LATEST_TICK_S, HealthServer, Metrics
 from daemon.notify import Notifier
@@ -28,6 +30,8 @@ from workers.logs import configure_logs, get_log
 from workers.loop import StopFlag
 
 TICK_S = 0.05
+#: Between two words to clients on other machines (`client.SILENT_S`).
+SAY_AGAIN_S = 10.0
 #: What is left of a notice for the end itself, after the last commit.
 NOTICE_RESERVE_S = 5.0
 LEAST_STOP_S = 2.0
@@ -49,7 +53,8 @@ class Service:
     """The processes of one state folder; a context manager, so that nothing outlives an error.
 
     At most one per state folder and role (locks say so). STATE/service.json tells clients where
-    Redis is, which identity is served, and whether the models are loaded.
+    Redis is, which identity is served, and whether the models are loaded; where nodes share jobs,
+    SHARED/services/NODE.json tells the same to clients on other machines.
     """
 
     def __init__(self, config: Config) -> None:
@@ -57,6 +62,7 @@ class Service:
         self.state = Path(config.state_dir)
         config.cards  # noqa: B018 - a missing model is told before anything starts
         make_state_dir(self.state)
+        self.words = _words(config)
         self.locks = _lock_roles(config)
         server = None if config.redis_url else PrivateServer(self.state.absolute() / "redis")
         self.redis_url = config.redis_url or (server.url if server else "")
@@ -68,6 +74,7 @@ class Service:
         self.stop_limit_s = config.stop_limit_s
         self.ready = False
         self.ticked_at = time.monotonic()
+        self.say_again_at = 0.0
 
     def __enter__(self) -> Service:
         try:
@@ -90,8 +97,8 @@ class Service:
         self.supervisor.stop(self.stop_limit_s)
         if self.supervisor.server is None:
             self._give_back()
-        if self._speaks:
-            (self.state / "service.json").unlink(missing_ok=True)
+        for path in self.words:
+            path.unlink(missing_ok=True)
         self._unlock()
 
     def _give_back(self) -> None:
@@ -112,29 +119,41 @@ class Service:
         """Tends the children; publishes readiness when it comes and when it goes."""
         self.supervisor.tick()
         self.ticked_at = time.monotonic()
-        if self.supervisor.ready != self.ready:
-            self.ready = self.supervisor.ready
+        changed = self.supervisor.ready != self.ready
+        self.ready = self.supervisor.ready
+        if changed or self.ticked_at > self.say_again_at:
             self._publish()
-            if self.ready:
-                get_log("supervisor").info("service.ready", message="every role takes work")
-
-    @property
-    def _speaks(self) -> bool:
-        """Of several services on one state folder the planner's is the one that clients ask."""
-        return "planner" in self.config.role_counts
+        if changed and self.ready:
+            get_log("supervisor").info("service.ready", message="every role takes work")
 
     def _publish(self) -> None:
-        if not self._speaks:
-            return
+        """Again and again, because clients on other machines can only tell by its age."""
+        self.say_again_at = time.monotonic() + SAY_AGAIN_S
         facts: dict[str, Any] = {
             "pid": os.getpid(),
             "uid": os.getuid(),
+            "node": self.config.node,
             "redis_url": without_password(self.redis_url),  # any user may read this file
             "ready": self.ready,
             "identity": self.config.identity("virus", None, allow_chunk_length=True).to_dict(),
             "serves": self.config.served_settings,
         }
-        write_atomic(self.state / "service.json", json.dumps(facts).encode() + b"\n")
+        words = json.dumps(facts).encode() + b"\n"
+        for path in self.words:
+            with suppress(OSError):  # a full disk; said again soon
+                write_atomic(path, words)
+
+    @property
+    def writes(self) -> bool:
+        """True when the writer that works, and does not stand by, is a process of ours."""
+        state = SharedState(self.redis_url, self.config.namespace, "service")
+        try:
+            holder = state.role_holder("writer") or ""
+        except UnavailableError:
+            holder = ""
+        finally:
+            state.close()
+        return holder.startswith(f"{self.config.node}:")
 
     def reload(self, fresh: Config) -> None:
         """Takes up what can be changed while it runs; raises ConfigError for anything else."""
@@ -162,6 +181,17 @@ class Service:
     def why_not_ready(self) -> str:
         waits = [child.name for child in self.supervisor.children if not child.ready]
         return f"not ready: {', '.join(waits)}" if waits else self.why_not_alive()
+
+
+def _words(config: Config) -> list[Path]:
+    """The files that speak for this service; of several on one state folder the planner's does."""
+    if "planner" not in config.role_counts:
+        return []
+    words = [config.state_dir / "service.json"]
+    if config.shared_dir is not None:
+        words.append(service_words(config.shared_dir) / f"{config.node}.json")
+        make_state_dir(words[-1].parent)
+    return words
 
 
 def _lock_roles(config: Config) -> list[FileLock]:
@@ -251,12 +281,12 @@ def _begin_stop(service: Service, notifier: Notifier, watcher: Watcher, stop: St
     )
     log = get_log("supervisor")
     log.info("service.stopping", message=f"{source}; at most {limit_s:.0f} s", source=source)
-    if "writer" in service.config.role_counts:
-        _note_preempted(JobStore(service.config.state_dir), source)
+    if service.writes:
+        _note_preempted(JobStore(service.config.jobs_dir), source)
 
 
 def _note_preempted(store: JobStore, source: str) -> None:
-    """Said by the service that has the writer: elsewhere others go on with the job."""
+    """Said by the service whose writer works: elsewhere others go on with the job."""
     for job in store.running():
         message = "stops here; what is committed stays, and it goes on at the next start"
         get_log("supervisor").warning(

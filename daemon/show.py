@@ -32,7 +32,7 @@ def status(config: Config, job: str | None, as_json: bool) -> None:
         view = JobWatch(config, job, url).view()
         click.echo(json.dumps(vars(view)) if as_json else _block(view))
         return
-    store = JobStore(config.state_dir)
+    store = JobStore(config.jobs_dir)
     views = [JobWatch(config, id_, url).view() for id_ in store.unfinished()]
     if as_json:
         click.echo(json.dumps({"service": facts, "jobs": [vars(view) for view in views]}))
@@ -45,7 +45,7 @@ def status(config: Config, job: str | None, as_json: bool) -> None:
 
 def is_unfinished(config: Config, job: str | None) -> bool:
     """True while there is something to watch: always, for the service itself."""
-    return job is None or JobStore(config.state_dir).outcome(job) is None
+    return job is None or JobStore(config.jobs_dir).outcome(job) is None
 
 
 def service_facts(config: Config) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def jobs(
     last: int | None = None,
 ) -> None:
     """Jobs, oldest first; in one of these states (none given: any), of this user, the newest."""
-    store = JobStore(config.state_dir)
+    store = JobStore(config.jobs_dir)
     ids = [job for job in store.list() if not states or store.state(job) in states]
     ids = [job for job in ids if user is None or store.spec(job).user == user]
     views = [JobWatch(config, job, None).view() for job in ids[-last if last else 0 :]]
@@ -130,7 +130,7 @@ def jobs(
 
 def logs(config: Config, job: str, follow: bool) -> None:
     """The job's lines of the service's log file, or where there is none, of the journal."""
-    store = JobStore(config.state_dir)
+    store = JobStore(config.jobs_dir)
     store.spec(job)
     mark = f'"job.id": "{job}"'
     path = config.log_path

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from broker.codec import encode
 from broker.queue import Broker
+from broker.role import RoleLease
 from ops.durable import FileLock
 from ops.errors import FullError, IdentityError, UnavailableError, VnpError
 from ops.identity import Identity
@@ -30,12 +31,16 @@ SLICE_S = 0.2
 FIRST_DEADLINE_S = 600.0
 #: About what `worst_case_bytes` says of a full shard of a virus job, per base.
 CHARGE_PER_BASE = 16
+#: Shards under way, unless the settings say: at least, and for each gpu worker.
+LEAST_WINDOW, WINDOW_OF_GPU = 8, 4
 #: Of one shard's place in the window; the number of open shards stays bounded.
 LEAST_SHARE = 1 / 8
 #: Inputs whose first reading may be under way at once, each with its open file.
 MAX_READINGS = 8
 #: Between two words on how everything stands, and the number of jobs that these name.
 OVERVIEW_EVERY_S, MAX_OVERVIEW = 1.0, 30
+#: A gpu worker says something every lease at least; one that has not for so many is gone.
+GONE_LEASES = 3
 #: Between two looks whether anything is left in Redis.
 LOOK_EVERY_S = 1.0
 
@@ -47,11 +52,13 @@ class Planner:
         self.log = get_log("planner")
         self.settings = settings
         self.lock = FileLock(Path(settings.state_dir) / "planner.lock")
-        self.store = JobStore(Path(settings.state_dir))
+        self.store = JobStore(Path(settings.shared_dir))
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
+        self.role = RoleLease(self.broker, "planner", settings.lease_s)
         self.identity = Identity.from_dict(settings.identity)
         self.jobs: dict[str, JobPlan] = {}
         self.incarnation: str | None = None
+        self.window = LEAST_WINDOW
         self.tell_full_at = 0.0
         self.turn = 0  # whose input is read on
         self.next_look = 0.0
@@ -62,6 +69,9 @@ class Planner:
 
     def step(self) -> None:
         """One round: jobs come and go, commits are observed, the window is filled again."""
+        if not self.role.held():
+            self._stand_by()
+            return
         self._follow_job_files()
         self._check_redis()
         nothing_left = self._nothing_is_left()
@@ -74,6 +84,14 @@ class Planner:
         validated, issued = self._validate_a_slice(), self._fill_window()
         if not validated and not issued:
             time.sleep(PAUSE_S)
+
+    def _stand_by(self) -> None:
+        """Somebody else plans, or Redis is away: what we know of the jobs is not kept."""
+        if self.jobs:
+            self.log.warning("planner.stands_by", message="another node plans from here on")
+        self.jobs.clear()
+        self.incarnation = None
+        time.sleep(PAUSE_S)
 
     def _follow_job_files(self) -> None:
         unfinished = self.store.unfinished()
@@ -215,6 +233,8 @@ class Planner:
             return
         self.next_overview = time.monotonic() + OVERVIEW_EVERY_S
         stats = self.broker.stats()
+        gpus = self.broker.num_living("gpu", GONE_LEASES * self.settings.lease_s)
+        self.window = max(LEAST_WINDOW, WINDOW_OF_GPU * gpus)
         jobs = sorted(self.jobs.values(), key=lambda job: (-job.spec.priority, job.id))
         self.broker.register(
             {
@@ -222,7 +242,7 @@ class Planner:
                 "jobs": [job.overview() for job in jobs[:MAX_OVERVIEW]],
                 "jobs_total": len(jobs),
                 "shards_open": sum(len(job.open) for job in jobs),
-                "window_shards": self.settings.window_shards,
+                "window_shards": self.settings.window_shards or self.window,
                 "streams": {name: vars(stream) for name, stream in stats.streams.items()},
                 "redis_memory_bytes": stats.memory_bytes,
                 "redis_max_memory_bytes": stats.max_memory_bytes,
@@ -272,7 +292,7 @@ class Planner:
                 # A job that waits for its disk must not hold up the others.
                 shares += min(1.0, max(LEAST_SHARE, charge / full)) if not job.waits else 0.0
         within = bytes_ < self.settings.window_bytes
-        return shares == 0 or (within and shares < self.settings.window_shards)
+        return shares == 0 or (within and shares < (self.settings.window_shards or self.window))
 
     def _jobs_in_turn(self) -> list[JobPlan]:
         """Higher priority first; among equals fewest open shards, then the oldest job."""
@@ -280,6 +300,7 @@ class Planner:
         return sorted(ready, key=lambda job: (-job.spec.priority, len(job.open), job.id))
 
     def close(self) -> None:
+        self.role.give_up()
         self.broker.close()
         self.lock.release()
 

@@ -19,7 +19,8 @@ class WorkerSettings:
     configured identity does not use the model.
     """
 
-    state_dir: str
+    state_dir: str  # of this node
+    shared_dir: str  # job files and spool, which all nodes see
     redis_url: str
     identity: dict[str, Any]  # of the service's virus jobs, as ops.identity writes it
     node: str  # names this service among those that share a Redis; part of consumer names
@@ -41,7 +42,7 @@ class WorkerSettings:
     shard_records: int = 8_192
     lease_s: float = 30.0
     batch_deadline_s: float = 3_600.0
-    window_shards: int = 8
+    window_shards: int = 0  # 0: as many as the gpu workers need
     window_bytes: int = 1 << 30
     heartbeat_s: float = 10.0
     threads: int = 0  # of one cpu gpu-worker; 0: the largest power of two that the cores allow

@@ -8,6 +8,9 @@ The main thread takes and gathers. Commits run one after another in a thread of 
 take minutes, opening a folder (its shards are read and checked) and writing its tables, in a few
 others. What the file system does not take now is tried again later: a job that has begun waits
 for its disk rather than fail.
+
+Of the writers of several nodes one works and the others stand by (`broker.role`). One that loses
+the role gives all folders back; should it wake too late for that, its folders' epochs fence it off.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from broker.keys import RESULTS
 from broker.lease import LeaseKeeper
 from broker.queue import Broker, Entry
+from broker.role import RoleLease
 from ops.durable import FileLock, describe_os_error
 from ops.errors import FencedError, UnavailableError, VnpError
 from ops.fasta import Alphabet, Piece, read_inputs
@@ -40,6 +45,7 @@ TAKE_COUNT = 8
 BLOCK_MS = 200
 #: While work of other threads is under way, whose end has to be noticed.
 BUSY_BLOCK_MS = 10
+STAND_BY_PAUSE_S = 0.1
 #: Between two looks at the job files.
 ADOPT_EVERY_S = 0.1
 #: Output folders held open at once, each with two files and the shards being gathered.
@@ -61,22 +67,41 @@ class Writer:
         self.log = get_log("writer")
         self.settings = settings
         self.lock = FileLock(Path(settings.state_dir) / "writer.lock")
-        self.store = JobStore(Path(settings.state_dir))
+        self.store = JobStore(Path(settings.shared_dir))
         self.jobs: dict[str, OpenJob] = {}
         self.next_adoption = 0.0
         self.committer = ThreadPoolExecutor(1, "commit")
         self.outputs = ThreadPoolExecutor(OUTPUT_THREADS, "outputs")
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.lease = LeaseKeeper(self.broker, RESULTS, settings.lease_s)
+        self.role = RoleLease(self.broker, "writer", settings.lease_s)
 
     def step(self) -> None:
         """Takes planned jobs up, gathers what has arrived, sees to what other threads have done."""
+        if not self.role.held():
+            self._stand_by()
+            return
         self._follow_job_files()
         block_ms = BUSY_BLOCK_MS if any(held.futures for held in self.jobs.values()) else BLOCK_MS
         for entry in self.broker.take(RESULTS, TAKE_COUNT, block_ms):
             self._gather(entry)
         for job in list(self.jobs):
             self._advance(job)
+
+    def _stand_by(self) -> None:
+        """Somebody else writes, or Redis is away: the folders are for whoever has the role."""
+        if self.jobs:
+            self.log.warning("writer.stands_by", message="another node writes from here on")
+            self._give_back([self._close(job) for job in list(self.jobs)])
+        time.sleep(STAND_BY_PAUSE_S)
+
+    def _give_back(self, lost: list[OpenJob]) -> None:
+        """What we hold of jobs that are not ours to end is for whoever has them now."""
+        shards = [shard for held in lost for shard in held.shards.values()]
+        entries = [entry for shard in shards for entry in shard.entries]
+        self.lease.release(*entries)
+        with suppress(UnavailableError):  # then they come free when their lease is over
+            self.broker.give_back(RESULTS, entries)
 
     # -- jobs ------------------------------------------------------------------------------------
 
@@ -162,8 +187,7 @@ class Writer:
         acknowledge. What we held goes back to whoever has it; the job is taken up anew later."""
         self.log.error("job.lost", message=str(error), **{"job.id": job})
         lost = self._close(job)
-        for shard in lost.shards.values():
-            self.lease.release(*shard.entries)
+        self._give_back([lost])
         self.jobs[job] = OpenJob(lost.spec, retry_at=time.monotonic() + RETRY_S)
 
     # -- one round of a job ------------------------------------------------------------------------
@@ -325,6 +349,7 @@ class Writer:
             self._close(job)
         self.committer.shutdown()
         self.outputs.shutdown()
+        self.role.give_up()
         self.broker.close()
         self.lock.release()
 

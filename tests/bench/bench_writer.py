@@ -129,6 +129,7 @@ def create_job(state: Path, out: Path, shards: int) -> str:
 def start_writer(state: Path, url: str) -> subprocess.Popen[bytes]:
     settings = WorkerSettings(
         state_dir=str(state),
+        shared_dir=str(state),
         redis_url=url,
         identity=IDENTITY.to_dict(),
         node="bench",

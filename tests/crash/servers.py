@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from broker.server import find_server, server_version
+from broker.server import embedded_servers, server_version
 
 FOLDER = Path(__file__).parents[2] / ".servers"
 VERSIONS = ("6.2", "7.0", "8.2")
@@ -27,7 +27,9 @@ exec "$here/bin/redis-server" "$@"
 
 def binary(version: str) -> Path:
     """The server of that version. Raises SystemExit when it has to be fetched first."""
-    path = find_server() if version == VERSIONS[0] else FOLDER / version / "redis-server"
+    path = FOLDER / version / "redis-server"
+    if version == VERSIONS[0]:  # whatever else is on PATH
+        path = next(iter(embedded_servers()), path)
     if not path.exists() or ".".join(map(str, server_version(path))) != version:
         raise SystemExit(f"no Redis {version} in {FOLDER}; `make servers` fetches it")
     return path

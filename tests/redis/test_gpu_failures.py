@@ -45,6 +45,7 @@ def settings(redis_server: PrivateServer, namespace: str, tmp_path: Path) -> Wor
     configure_logs("gpu", level="error", log_file=str(tmp_path / "log"))
     return WorkerSettings(
         state_dir=str(tmp_path),
+        shared_dir=str(tmp_path),
         redis_url=redis_server.url,
         identity={},
         node="n",

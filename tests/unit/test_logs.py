@@ -110,6 +110,7 @@ def test_crash_of_a_worker_is_a_line(tmp_path: Path) -> None:
     path = tmp_path / "vnp.log"
     settings = WorkerSettings(
         state_dir=str(tmp_path),
+        shared_dir=str(tmp_path),
         redis_url="unix:///none",
         identity={},
         node="n",

@@ -1,0 +1,1 @@
+"""Several nodes in network namespaces of this machine, around one Redis over TLS."""
