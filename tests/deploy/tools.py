@@ -18,8 +18,8 @@ from tests.service.shell import PROGRAMS, plain_environment
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 FIXTURES = ROOT / "tests" / "data" / "fixtures"
-#: Settings that deploy/ names and a vnp of this day may not have yet.
-TO_COME = {"node", "shared_dir", "cache_dir"}
+#: A setting that deploy/ names and a vnp of this day may not have yet.
+TO_COME = {"cache_dir"}
 
 
 def on_path(program: str) -> str:
