@@ -3,7 +3,8 @@
     python -m broker.acl NAMESPACE      lines for the server's aclfile; set the passwords
 
 Nobody needs CONFIG, DEBUG, FLUSHALL or another namespace. A user of vnp (role "client") reads the
-progress of jobs, and neither sequences nor results. A process with several roles needs a user with
+progress of jobs, and neither sequences nor results. What scales workers by the length of their
+queue (role "scaler": KEDA) sees counts and no entry. A process with several roles needs a user with
 all their rules.
 """
 
@@ -16,7 +17,7 @@ from broker.keys import BATCHES, RESULTS, TASKS, Keys
 
 #: Streams that a role reads or writes. Whoever takes makes lost groups again, of all streams.
 STREAMS = (TASKS, BATCHES, RESULTS)
-ROLES = ("planner", "packer", "gpu", "writer", "client")
+ROLES = ("planner", "packer", "gpu", "writer", "client", "scaler")
 #: Roles that one process of all nodes fills at a time.
 ONCE = ("planner", "writer")
 #: Of every process that works: groups, leases, hand-offs, and looking at the queue.
@@ -24,26 +25,40 @@ _GROUPS = ("xgroup|create", "xgroup|delconsumer", "xinfo|groups", "xinfo|consume
 _TAKE = ("xreadgroup", "xack", "xdel", "xclaim", "xpending")
 _BOOKS = ("get", "set", "del", "exists", "incr", "hget", "hset", "hdel", "hgetall", "hincrby")
 _SCRIPTS = ("eval", "evalsha", "script|load")
+#: Not CLIENT SETINFO, which clients send and do without: Redis 7.0 does not know it, and refuses a
+#: rule that names it, and with it the whole aclfile.
 _CONNECTION = ("ping", "time", "select", "client|setname")
 _COMMANDS = {
-    "planner": (*_GROUPS, "xadd", "info", *_BOOKS, *_SCRIPTS),
-    "packer": (*_GROUPS, *_TAKE, "xadd", *_BOOKS, *_SCRIPTS),
-    "gpu": (*_GROUPS, *_TAKE, "xadd", *_BOOKS, *_SCRIPTS),
-    "writer": (*_GROUPS, *_TAKE, *_BOOKS, *_SCRIPTS),
-    "client": ("hgetall",),
+    "planner": (*_CONNECTION, *_GROUPS, "xadd", "info", *_BOOKS, *_SCRIPTS),
+    "packer": (*_CONNECTION, *_GROUPS, *_TAKE, "xadd", *_BOOKS, *_SCRIPTS),
+    "gpu": (*_CONNECTION, *_GROUPS, *_TAKE, "xadd", *_BOOKS, *_SCRIPTS),
+    "writer": (*_CONNECTION, *_GROUPS, *_TAKE, *_BOOKS, *_SCRIPTS),
+    "client": (*_CONNECTION, "hgetall"),
+    # What KEDA's redis-streams scaler sends: INFO for the server's version, XINFO GROUPS for the
+    # lag, XPENDING for what is in hand, XLEN where there is no group yet. XPENDING names ids and
+    # consumers, no payload.
+    "scaler": ("ping", "select", "info", "xinfo|groups", "xpending", "xlen"),
 }
+
+
+def _patterns(role: str, keys: Keys) -> set[str]:
+    """The keys that a role may name."""
+    if role == "client":
+        return {keys.progress("*"), keys.workers}
+    if role == "scaler":
+        return {keys.stream(TASKS), keys.stream(BATCHES)}
+    streams = {keys.stream(name) for name in STREAMS}
+    books = {keys.open, keys.incarnation, keys.activity, keys.workers}
+    leases = {keys.role(role)} if role in ONCE else set()
+    return streams | books | leases | {keys.dropped("*"), keys.progress("*")}
 
 
 def rules(roles: Iterable[str], namespace: str = "vnp") -> list[str]:
     """ACL rules, as ACL SETUSER takes them, of one user with these roles."""
     roles = list(roles)
     keys = Keys(namespace)
-    patterns = {keys.progress("*"), keys.workers}
-    patterns |= {keys.role(role) for role in roles if role in ONCE}
-    if roles != ["client"]:
-        patterns |= {keys.stream(name) for name in STREAMS}
-        patterns |= {keys.open, keys.incarnation, keys.activity, keys.dropped("*")}
-    commands = {command for role in roles for command in _COMMANDS[role]} | set(_CONNECTION)
+    patterns = {pattern for role in roles for pattern in _patterns(role, keys)}
+    commands = {command for role in roles for command in _COMMANDS[role]}
     return [
         *("resetkeys", "resetchannels", "-@all"),
         *(f"~{pattern}" for pattern in sorted(patterns)),

@@ -7,9 +7,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+import redis
 
 from broker.acl import ROLES, rules
-from broker.keys import BATCHES, RESULTS, TASKS, Keys
+from broker.keys import BATCHES, GROUPS, RESULTS, TASKS, Keys
 from broker.queue import Broker
 from broker.server import PrivateServer
 from ops.errors import UnavailableError
@@ -108,8 +109,51 @@ def test_nobody_may_touch_the_server_or_others(as_user: Callable[..., Broker], r
         ["MONITOR"],
         ["SET", "{other}:incarnation", "x"],
     ):
+        # From 7.0 on a server refuses DEBUG to all before it looks at the user.
         with pytest.raises(Exception, match=r"(?i)no permission|NOPERM|DEBUG command not allowed"):
             commands.execute_command(*words)
+
+
+def test_the_scaler_sees_counts_and_no_entry(
+    as_user: Callable[..., Broker], namespace: str, fresh_server: PrivateServer
+) -> None:
+    # Given a service with a task that waits and a batch in hand
+    service = as_user("planner", "packer", "gpu", "writer")
+    service.ensure_groups()
+    service.issue(b"secret", JOB, 0, charge=1)
+    # When KEDA's scaler connects as its client library does, and asks what it asks
+    as_user("scaler")
+    client = redis.Redis(
+        unix_socket_path=str(fresh_server.socket), username="scaler", password=PASSWORD, protocol=3
+    )
+    keys = Keys(namespace)
+    for words in (
+        ["PING"],
+        ["SELECT", "0"],
+        ["INFO"],
+        ["XINFO", "GROUPS", keys.stream(BATCHES)],
+        ["XINFO", "GROUPS", keys.stream(TASKS)],
+        ["XPENDING", keys.stream(BATCHES), GROUPS[BATCHES]],
+        ["XPENDING", keys.stream(TASKS), GROUPS[TASKS]],
+        ["XLEN", keys.stream(TASKS)],
+    ):
+        client.execute_command(*words)
+    # Then it may do that, and neither read nor write nor change anything
+    for words in (
+        ["XRANGE", keys.stream(TASKS), "-", "+"],
+        ["XREADGROUP", "GROUP", "packers", "x", "STREAMS", keys.stream(TASKS), ">"],
+        ["XADD", keys.stream(TASKS), "*", "m", "x"],
+        ["XDEL", keys.stream(TASKS), "1-1"],
+        ["XGROUP", "DESTROY", keys.stream(TASKS), "packers"],
+        ["XINFO", "STREAM", keys.stream(TASKS), "FULL"],
+        ["XLEN", keys.stream(RESULTS)],
+        ["HGETALL", keys.open],
+        ["HGETALL", keys.progress(JOB)],
+        ["EVAL", "return 1", "0"],
+    ):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.execute_command(*words)
+    client.close()
 
 
 def test_the_writer_issues_no_work(as_user: Callable[..., Broker]) -> None:
