@@ -61,10 +61,13 @@ class Look:
 def measure_service(
     folder: Path, settings: Mapping[str, object], devices: Sequence[str], fasta: Path
 ) -> Figures:
-    """Runs `vnpd` on the devices and one job through it; settings are names without VNP_."""
-    state, out = folder / "state", folder / "out"
-    for old in (state, out):
-        shutil.rmtree(old, ignore_errors=True)
+    """Runs `vnpd` on the devices and one job through it; settings are names without VNP_.
+
+    FOLDER/service-N, of N devices, keeps the log, the job and its output.
+    """
+    own_folder = folder / f"service-{len(devices)}"
+    shutil.rmtree(own_folder, ignore_errors=True)
+    state, out = own_folder / "state", own_folder / "out"
     own = {**settings, "STATE_DIR": state, "DEVICE": ",".join(devices)}
     environment = {**os.environ, **{f"VNP_{name}": str(value) for name, value in own.items()}}
     began = time.time()
