@@ -4,7 +4,8 @@ What a device did is read from its gpu.busy lines, each of which sums up a windo
 a worker's windows follow each other without a gap, so that a pause of it shows in one of them. The
 *steady state* is the time for which every device has been seen at work: it begins when the last
 device ends its first window, and ends when the first device begins its last one. What lies before
-(start_s) and behind (end_s) is left out of the rates, and is told; wall_s has everything.
+(start_s) and behind (end_s) is left out of the rates, and is told; wall_s has everything, shards_s
+what lies between the job's start and its last commit, tables_s what is left after that.
 """
 
 from __future__ import annotations
@@ -77,8 +78,10 @@ def measure_service(
         subprocess.run(submit, env=environment, check=True, capture_output=True)
         done = time.time()
     counts = json.loads((out / "run.json").read_text())["counts"]
+    lines = read_log(state / "vnp.log")
     return {
-        **figures(read_windows(state / "vnp.log"), devices, watch.looks, (submitted, done)),
+        **figures(busy_windows(lines), devices, watch.looks, (submitted, done)),
+        **stages(lines),
         "ready_s": round(submitted - began, 1),
         "job_frames_per_s": round(counts["frames"] / (done - submitted), 1),
         "counts": counts,
@@ -154,15 +157,33 @@ def _as_look(said: Figures) -> Look:
 # -- what is made of it ----------------------------------------------------------------------------
 
 
-def read_windows(log: Path) -> dict[str, list[Window]]:
-    """The gpu.busy lines of a log, by worker."""
+def read_log(log: Path) -> list[Figures]:
+    """The lines of a log."""
+    return [json.loads(text) for text in log.read_text().splitlines()]
+
+
+def busy_windows(lines: Sequence[Figures]) -> dict[str, list[Window]]:
+    """What the gpu.busy lines say, by worker."""
     windows = defaultdict(list)
-    for text in log.read_text().splitlines():
-        line = json.loads(text)
+    for line in lines:
         if line["event.name"] == "gpu.busy":
-            end = datetime.fromisoformat(line["@timestamp"]).timestamp()
+            end = _moment(line)
             windows[line["worker"]].append(Window(end - line["seconds"], end, line))
     return dict(windows)
+
+
+def stages(lines: Sequence[Figures]) -> Figures:
+    """Seconds of the log's one job until its last shard was committed, and of its tables."""
+    moments = {line["event.name"]: _moment(line) for line in lines}  # the last of each kind
+    committed = moments["job.checkpointed"]
+    return {
+        "shards_s": round(committed - moments["job.started"], 2),
+        "tables_s": round(moments["job.finished"] - committed, 2),
+    }
+
+
+def _moment(line: Figures) -> float:
+    return datetime.fromisoformat(line["@timestamp"]).timestamp()
 
 
 def steady_state(windows: Mapping[str, Sequence[Window]]) -> tuple[float, float]:
@@ -253,6 +274,7 @@ def compare(own: Figures, first: Figures) -> Figures:
 
     return {
         "ratio": ratio(own["frames_per_s"], first["frames_per_s"]),
+        "shards_ratio": ratio(first["shards_s"], own["shards_s"]),
         "wall_ratio": ratio(first["wall_s"], own["wall_s"]),
         "same_bytes": own["bytes"] == first["bytes"],
     }

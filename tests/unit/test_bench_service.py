@@ -12,10 +12,12 @@ from click.testing import CliRunner
 from daemon.bench_service import (
     Look,
     Window,
+    busy_windows,
     compare,
     figures,
     in_line,
-    read_windows,
+    read_log,
+    stages,
     steady_state,
 )
 from daemon.cli import vnp
@@ -102,7 +104,7 @@ def test_windows_are_told_apart_by_worker(tmp_path: Path) -> None:
     ]
     (tmp_path / "vnp.log").write_text("\n".join(lines) + "\n")
     # When it is read
-    found = read_windows(tmp_path / "vnp.log")
+    found = busy_windows(read_log(tmp_path / "vnp.log"))
     # Then each worker has its own windows, in their order
     assert {w: [(x.begin, x.end) for x in own] for w, own in found.items()} == {
         "gpu-0": [(1_000, 1_005), (1_005, 1_010)],
@@ -110,10 +112,25 @@ def test_windows_are_told_apart_by_worker(tmp_path: Path) -> None:
     }
 
 
+def test_stages_of_a_job() -> None:
+    # Given a job with two commits; Then the tables are what follows the last of them
+    events = ["job.started", "job.checkpointed", "job.checkpointed", "job.finished"]
+    lines = [
+        {"event.name": event, "@timestamp": f"2026-11-26T10:00:{second:02}.500Z"}
+        for event, second in zip(events, (3, 8, 20, 24), strict=True)
+    ]
+    assert stages(lines) == {"shards_s": 17.0, "tables_s": 4.0}
+
+
 def test_ratios_are_to_the_first_run() -> None:
-    first = {"frames_per_s": 500.0, "wall_s": 120.0, "bytes": "a"}
-    own = {"frames_per_s": 990.0, "wall_s": 62.0, "bytes": "a"}
-    assert compare(own, first) == {"ratio": 1.98, "wall_ratio": 1.9355, "same_bytes": True}
+    first = {"frames_per_s": 500.0, "shards_s": 100.0, "wall_s": 120.0, "bytes": "a"}
+    own = {"frames_per_s": 990.0, "shards_s": 50.0, "wall_s": 62.0, "bytes": "a"}
+    assert compare(own, first) == {
+        "ratio": 1.98,
+        "shards_ratio": 2.0,
+        "wall_ratio": 1.9355,
+        "same_bytes": True,
+    }
     assert compare({**own, "bytes": "b"}, first)["same_bytes"] is False
 
 
