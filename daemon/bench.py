@@ -10,22 +10,18 @@ The arms, in ESM-2 tokens a second (real ones; padding never counts):
 | products | the matrix products of a layer alone, at the same shapes: the ceiling |
 | model | our encoder alone, packed |
 | engine | what a gpu worker does: both encoders, classifier, copies, two batches in hand |
-| service | FASTA to tables: `vnpd` with Redis and packers on this machine |
+| service | FASTA to tables: `vnpd` with Redis and packers on this machine, on one device or more |
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import groupby, islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +29,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from daemon.bench_input import tasks, write_fragments
+from daemon.bench_service import compare, in_line, measure_service
 from ops.classifier import ClassifierConfig
 from ops.dna_tokens import DnaTokenizer
 from ops.engine import Engine, EngineSpec
 from ops.errors import ConfigError
-from ops.fasta import read_inputs
-from ops.frames import num_chunks
 from ops.modelstore import BUNDLED, DEFAULT_NAMES, TOKENIZER, tokenizer_path
-from ops.nouns import I64, Batch, Ragged, ShardTask
+from ops.nouns import I64, Batch, Ragged
 from ops.packing import Budgets, pack
 from ops.prepare import prepare
 from ops.random_model import DNABERT_S, ESM2_SIZES, write_random_model
@@ -49,20 +45,31 @@ from ops.random_model import DNABERT_S, ESM2_SIZES, write_random_model
 FRAME_TOKENS = 168
 PADDED_TOKENS = 32_768
 ORIGINAL_TOKENS = 2_048
-FRAGMENT = 500
 WARM = 2
+#: Figures of a row that its line on the screen leaves out.
+NOT_IN_A_LINE = {"counts", "by_device", "bytes"}
 Say = Callable[[str], None]
 
 
 class Bench:
-    """One run; `rows` collects a line of figures per arm."""
+    """One run; `rows` collects a line of figures per arm.
 
-    def __init__(self, folder: Path, sizes: Sequence[str], seconds: float, say: Say) -> None:
-        if not torch.cuda.is_available():
-            raise ConfigError("vnp bench gpu needs a CUDA device, and torch finds none")
+    devices: how many the service runs on, one after another; every other arm has the first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sizes: Sequence[str],
+        seconds: float,
+        say: Say,
+        devices: Sequence[int] = (1,),
+    ) -> None:
+        _require_devices(max(devices))
         self.folder = folder
         self.sizes = sizes
         self.seconds = seconds
+        self.devices = devices
         self.rows: list[dict[str, Any]] = []
         self._say = say
         self._rng = np.random.default_rng(0)
@@ -249,54 +256,25 @@ class Bench:
         )
 
     def service(self, size: str, dtype: str, fasta: Path) -> None:
-        """`vnpd` and `vnp-submit --wait`, from FASTA to tables."""
+        """The same fragments through `vnpd` on as many devices as were asked for, in turn."""
         spec = self.models(size)
-        state, out = self.folder / "state", self.folder / "out"
-        for folder in (state, out):
-            shutil.rmtree(folder, ignore_errors=True)
         settings = {
-            "STATE_DIR": state,
-            "DEVICE": "cuda:0",
             "DTYPE": dtype,
             "ESM2": spec.esm2,
             "DNABERT": spec.dnabert,
             "CLASSIFIER": spec.classifier,
             "HEARTBEAT_S": 5,
         }
-        environment = {**os.environ, **{f"VNP_{k}": str(v) for k, v in settings.items()}}
-        python = [sys.executable, "-m"]
-        began = time.monotonic()
-        with subprocess.Popen(
-            [*python, "daemon.vnpd"], env=environment, stderr=subprocess.DEVNULL
-        ) as vnpd:
-            try:
-                submit = [*python, "daemon.cli", "submit", str(fasta), "--out", str(out), "--wait"]
-                while b"service.ready" not in _content(state / "vnp.log"):
-                    time.sleep(0.2)
-                ready_s = time.monotonic() - began
-                began = time.monotonic()
-                subprocess.run(submit, env=environment, check=True, capture_output=True)
-                took = time.monotonic() - began
-            finally:
-                vnpd.terminate()
-        lines = [json.loads(line) for line in (state / "vnp.log").read_text().splitlines()]
-        busy = [line for line in lines if line["event.name"] == "gpu.busy"]
-        steady = busy[1:-1] or busy
-        seconds = sum(line["seconds"] for line in steady)
-        counts = json.loads((out / "run.json").read_text())["counts"]
-        tokens = sum(line["esm_tokens"] for line in steady)
-        self._add(
-            "service",
-            size,
-            dtype,
-            tokens / seconds,
-            frames_per_s=round(sum(line["rows"] for line in steady) / seconds, 1),
-            busy=round(sum(line["busy"] * line["seconds"] for line in steady) / seconds, 4),
-            gpu_s=round(sum(line["busy"] * line["seconds"] for line in busy), 1),
-            ready_s=round(ready_s, 1),
-            wall_s=round(took, 1),
-            counts=counts,
-        )
+        first: dict[str, Any] | None = None
+        for count in self.devices:
+            devices = [f"cuda:{number}" for number in range(count)]
+            figures = measure_service(self.folder, settings, devices, fasta)
+            first = first or figures
+            for device in figures["by_device"]:
+                self._say(f"  {in_line(device)}")
+            name = "service" if count == 1 else f"service, {count} devices"
+            compared = compare(figures, first) if len(self.devices) > 1 else {}
+            self._add(name, size, dtype, figures.pop("tokens_per_s"), **compared, **figures)
 
     # -- what arms share ---------------------------------------------------------------------
 
@@ -342,14 +320,17 @@ class Bench:
         self.rows.append(
             {"arm": arm, "model": size, "dtype": dtype, "tokens_per_s": round(tokens_per_s), **more}
         )
-        extra = "  ".join(f"{k} {v}" for k, v in more.items() if k != "counts")
+        extra = "  ".join(f"{k} {v}" for k, v in more.items() if k not in NOT_IN_A_LINE)
         self._say(f"{size:10} {dtype:5} {arm:38} {tokens_per_s:12,.0f} tokens/s  {extra}")
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def _content(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
+def _require_devices(count: int) -> None:
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < count:
+        needed = "a CUDA device" if count == 1 else f"{count} CUDA devices"
+        raise ConfigError(f"vnp bench gpu needs {needed}, and torch finds {found or 'none'}")
 
 
 def natural_lengths(rng: np.random.Generator, count: int) -> I64:
@@ -373,52 +354,6 @@ def padded_rows(lengths: I64, budget: int) -> Iterator[I64]:
         first += many
 
 
-def write_fragments(genomes: Sequence[Path], target: Path, count: int) -> None:
-    """FASTA of `count` fragments of FRAGMENT bp from random places of the genomes."""
-    long = [sequence for sequence in whole_records(genomes) if len(sequence) >= FRAGMENT]
-    if not long:
-        raise ConfigError(f"the genomes hold no record of {FRAGMENT} bp")
-    rng = np.random.default_rng(0)
-    weights = np.array([len(sequence) for sequence in long], float)
-    which = rng.choice(len(long), count, p=weights / weights.sum())
-    with target.open("wb") as file:
-        for number, genome in enumerate(which.tolist()):
-            start = int(rng.integers(0, len(long[genome]) - FRAGMENT + 1))
-            file.write(b">fragment_%d\n%s\n" % (number, long[genome][start : start + FRAGMENT]))
-
-
-def whole_records(paths: Sequence[Path]) -> Iterator[bytes]:
-    """The letters of every record."""
-    for _, pieces in groupby(read_inputs(paths, "nucleotide"), key=lambda piece: piece.ordinal):
-        yield b"".join(piece.letters for piece in pieces)
-
-
-def tasks(fasta: Path, count: int) -> Iterable[ShardTask]:
-    """Shards of 2,000 fragments each, as the planner would cut them."""
-    records = whole_records([fasta])
-    for shard in range(count):
-        own = list(islice(records, 2_000))
-        lengths = np.array([len(letters) for letters in own], np.int64)
-        chunks = num_chunks(lengths, FRAGMENT).astype(np.uint32)
-        yield ShardTask(
-            job="bench",
-            shard=shard,
-            identity="bench",
-            pipeline="virus",
-            chunk_length=FRAGMENT,
-            keep_embeddings=False,
-            uracil_as_t=True,
-            record=np.arange(len(own), dtype=np.uint64),
-            name=Ragged.from_bytes([b""] * len(own)),
-            length=lengths.astype(np.uint64),
-            num_chunks=chunks,
-            first_chunk=np.zeros(len(own), np.uint32),
-            stop_chunk=chunks,
-            offset=np.zeros(len(own), np.uint64),
-            sequence=Ragged.from_bytes(own),
-        )
-
-
 def run(
     folder: Path,
     genomes: Sequence[Path],
@@ -428,9 +363,10 @@ def run(
     fragments: int,
     seconds: float,
     say: Say,
+    devices: Sequence[int] = (1,),
 ) -> list[dict[str, Any]]:
     """The arms that were asked for, side by side; returns their lines of figures."""
-    bench = Bench(folder, sizes, seconds, say)
+    bench = Bench(folder, sizes, seconds, say, devices)
     fasta = folder / "fragments.fa"
     folder.mkdir(parents=True, exist_ok=True)
     write_fragments(genomes, fasta, fragments)

@@ -28,6 +28,12 @@ def bench() -> None:
 )
 @click.option("--fragments", default=150_000, show_default=True, help="Of 500 bp, for the service.")
 @click.option("--seconds", default=20.0, show_default=True, help="Roughly, per arm.")
+@click.option(
+    "--devices",
+    default="1",
+    show_default=True,
+    help="Numbers of GPUs for the service, in turn: 1,2.",
+)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("vnp-bench"))
 def bench_gpu(
     genomes: tuple[Path, ...],
@@ -36,6 +42,7 @@ def bench_gpu(
     arms: str,
     fragments: int,
     seconds: float,
+    devices: str,
     folder: Path,
 ) -> None:
     """Compares, with random weights of true shapes, the original's way, others, and ours.
@@ -47,7 +54,17 @@ def bench_gpu(
 
     chosen = sizes.split(","), dtypes.split(","), arms.split(",")
     say = partial(click.echo, err=True)
-    click.echo(json.dumps(run_bench(folder, genomes, *chosen, fragments, seconds, say), indent=1))
+    counts = _numbers(devices)
+    rows = run_bench(folder, genomes, *chosen, fragments, seconds, say, counts)
+    click.echo(json.dumps(rows, indent=1))
+
+
+def _numbers(text: str) -> list[int]:
+    """--devices: "1,2" -> [1, 2]."""
+    numbers = [int(part) for part in text.split(",") if part.isdigit() and int(part) > 0]
+    if len(numbers) != text.count(",") + 1:
+        raise click.BadParameter("give numbers from 1, with commas", param_hint="--devices")
+    return numbers
 
 
 @click.group(cls=Commands)

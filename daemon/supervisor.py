@@ -18,7 +18,7 @@ from functools import partial
 from typing import IO
 
 from broker.server import PrivateServer
-from ops.errors import VnpError
+from ops.errors import ConfigError, VnpError
 from workers.logs import get_log
 from workers.loop import PREDECESSOR_SIGNAL, READY_FD, SLOT, die_with_parent
 from workers.pulse import PULSE_FD, Pulse
@@ -287,6 +287,25 @@ def describe_exit(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
+def visible_device(device: str, shown: str | None) -> str:
+    """CUDA_VISIBLE_DEVICES of a gpu worker. shown: our own value of it, None when it is not set.
+
+    A scheduler that has given us some of a node's GPUs says so there, as numbers or names, and
+    cuda:0 is the first of those. Raises ConfigError for a device that is not among them.
+    """
+    if device == "cpu":
+        return ""
+    index = device.partition(":")[2] or "0"
+    if shown is None:
+        return index
+    names = [name.strip() for name in shown.split(",") if name.strip()]
+    if int(index) >= len(names):
+        raise ConfigError(
+            f"{device} was asked for, but CUDA_VISIBLE_DEVICES={shown!r} has {len(names)} in all"
+        )
+    return names[int(index)]
+
+
 def make_children(
     roles: Mapping[str, int],
     environment: Mapping[str, str],
@@ -297,13 +316,14 @@ def make_children(
     seconds without a step after which one of them counts as stuck.
 
     Gpu workers take one device each ("cpu" or "cuda:N"); CUDA is hidden from everybody else, and a
-    gpu worker sees only its own device.
+    gpu worker sees only its own device. Raises ConfigError for one that is hidden from us.
     """
     children = []
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     for role, count in roles.items():
         for slot in range(count):
             device = devices[slot] if role == "gpu" else "cpu"
-            visible = (device.partition(":")[2] or "0") if device != "cpu" else ""
+            visible = visible_device(device, shown)
             own = {**environment, **MALLOC.get(role, {}), "CUDA_VISIBLE_DEVICES": visible}
             children.append(Child(role, slot, own, (stuck_s or {}).get(role, START_LIMIT_S)))
     return children

@@ -49,8 +49,10 @@ def log_file_only() -> bool:
     return os.environ.get("VNP_LOG_FILE_ONLY") == "1"
 
 
-def configure_logs(role: str, *, level: str = "info", log_file: str | None = None) -> None:
-    """Called once per process, before the first line."""
+def configure_logs(
+    role: str, *, worker: str = "", level: str = "info", log_file: str | None = None
+) -> None:
+    """Called once per process, before the first line. worker: which of its role it is, "gpu-1"."""
     lines = _Lines(log_file)
     structlog.configure(
         processors=[
@@ -66,7 +68,8 @@ def configure_logs(role: str, *, level: str = "info", log_file: str | None = Non
         cache_logger_on_first_use=False,
     )
     structlog.contextvars.bind_contextvars(
-        **{"service.name": "vnp", "service.version": __version__, "vnp.role": role}
+        **{"service.name": "vnp", "service.version": __version__, "vnp.role": role},
+        **({"worker": worker} if worker else {}),
     )
 
 

@@ -69,8 +69,11 @@ def main(role: str, make_worker: Callable[[WorkerSettings, str], Worker]) -> Non
     when the worker could take work.
     """
     settings = WorkerSettings.from_environment()
-    configure_logs(role, level=settings.log_level, log_file=settings.log_file)
-    consumer = f"{settings.node}:{role}:{os.environ.get(SLOT, '0')}"
+    slot = os.environ.get(SLOT, "0")
+    configure_logs(
+        role, worker=f"{role}-{slot}", level=settings.log_level, log_file=settings.log_file
+    )
+    consumer = f"{settings.node}:{role}:{slot}"
     try:
         worker = make_worker(settings, consumer)
     except VnpError as error:

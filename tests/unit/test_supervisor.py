@@ -27,6 +27,7 @@ from daemon.supervisor import (
     make_children,
 )
 from ops.durable import FileLock
+from ops.errors import ConfigError
 from tests.crash.harness import until
 from workers.settings import WorkerSettings
 
@@ -287,17 +288,45 @@ time.sleep(60)
 # -- what children are given -----------------------------------------------------------------------
 
 
-def test_cuda_is_hidden_from_all_but_its_worker() -> None:
+def test_cuda_is_hidden_from_all_but_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given two devices; When the children are made
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     children = make_children({"packer": 1, "gpu": 2, "writer": 1}, {}, ["cuda:3", "cuda:5"])
     # Then each gpu worker sees its own device, and nobody else any
     visible = {child.name: child.environment["CUDA_VISIBLE_DEVICES"] for child in children}
     assert visible == {"packer-0": "", "gpu-0": "3", "gpu-1": "5", "writer-0": ""}
 
 
-def test_cuda_without_an_index_is_the_first_device() -> None:
+def test_cuda_without_an_index_is_the_first_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     [gpu] = make_children({"gpu": 1}, {}, ["cuda"])
     assert gpu.environment["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+@pytest.mark.parametrize("shown", ["2,5,7", " 2, 5 ,7", "2,5,7,"])
+def test_devices_are_counted_among_those_that_we_were_given(
+    monkeypatch: pytest.MonkeyPatch, shown: str
+) -> None:
+    # Given a scheduler that has given us three GPUs of a node
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    # When two workers are made; Then they have the first and the last of these
+    children = make_children({"gpu": 2, "writer": 1}, {}, ["cuda:0", "cuda:2"])
+    assert [child.environment["CUDA_VISIBLE_DEVICES"] for child in children] == ["2", "7", ""]
+
+
+def test_devices_given_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8a1,MIG-3f0")
+    [_, second] = make_children({"gpu": 2}, {}, ["cuda:0", "cuda:1"])
+    assert second.environment["CUDA_VISIBLE_DEVICES"] == "MIG-3f0"
+
+
+@pytest.mark.parametrize(("shown", "told"), [("3", "'3' has 1"), ("", "'' has 0")])
+def test_device_that_is_hidden_from_us(
+    monkeypatch: pytest.MonkeyPatch, shown: str, told: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    with pytest.raises(ConfigError, match=f"^cuda:1 was asked for, but .*={told} in all$"):
+        make_children({"gpu": 1}, {}, ["cuda:1"])
 
 
 def test_exit_codes_in_words() -> None:
