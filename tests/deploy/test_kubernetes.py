@@ -161,7 +161,7 @@ def test_only_gpu_workers_get_a_gpu() -> None:
 def test_settings_are_accepted(tmp_path: Path) -> None:
     config = accepted(BASE / "vnp.toml", tmp_path)
     assert config.devices == ["cuda:0"]
-    assert not str(SETTINGS["cache_dir"]).startswith(SETTINGS["shared_dir"])
+    assert not str(SETTINGS["scratch_dir"]).startswith(SETTINGS["shared_dir"])
 
 
 @pytest.mark.parametrize("deployment", named(DEPLOYMENTS))
