@@ -1,6 +1,9 @@
 """Redis users, one per role, each with no more than the role needs.
 
-    python -m broker.acl NAMESPACE      lines for the server's aclfile; set the passwords
+    python -m broker.acl NAMESPACE            a line per role for the server's aclfile
+    python -m broker.acl NAMESPACE ROLE,ROLE  one line, for a node with these roles
+
+The passwords have to be set.
 
 Nobody needs CONFIG, DEBUG, FLUSHALL or another namespace. A user of vnp (role "client") reads the
 progress of jobs, and neither sequences nor results. What scales workers by the length of their
@@ -14,6 +17,7 @@ import sys
 from collections.abc import Iterable
 
 from broker.keys import BATCHES, RESULTS, TASKS, Keys
+from ops.errors import UsageError
 
 #: Streams that a role reads or writes. Whoever takes makes lost groups again, of all streams.
 STREAMS = (TASKS, BATCHES, RESULTS)
@@ -67,9 +71,13 @@ def rules(roles: Iterable[str], namespace: str = "vnp") -> list[str]:
 
 
 def main() -> None:
-    namespace = sys.argv[1] if len(sys.argv) > 1 else "vnp"
-    for role in ROLES:
-        print(f"user {namespace}-{role} on >PASSWORD {' '.join(rules([role], namespace))}")
+    namespace, *named = sys.argv[1:] or ["vnp"]
+    users = {"node": named[0].split(",")} if named else {role: [role] for role in ROLES}
+    if odd := sorted({role for roles in users.values() for role in roles} - set(ROLES)):
+        print(f"broker.acl: no role {', '.join(odd)}; choose {', '.join(ROLES)}", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
+    for user, roles in users.items():
+        print(f"user {namespace}-{user} on >PASSWORD {' '.join(rules(roles, namespace))}")
 
 
 if __name__ == "__main__":

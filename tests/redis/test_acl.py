@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -167,3 +169,23 @@ def test_passwords_stay_out_of_messages(as_user: Callable[..., Broker]) -> None:
         as_user("client").take(RESULTS, 1, 20)
     assert PASSWORD not in str(caught.value)
     assert quote(PASSWORD, safe="") not in str(caught.value)
+
+
+def aclfile(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "broker.acl", *words], capture_output=True, text=True
+    )
+
+
+def test_lines_for_the_servers_aclfile(fresh_server: PrivateServer, raw: Any) -> None:
+    # Given the lines of all roles, and the one of a node with some
+    lines = aclfile("ns").stdout.splitlines() + aclfile("ns", "packer,gpu").stdout.splitlines()
+    assert [line.split()[1] for line in lines] == [f"ns-{role}" for role in (*ROLES, "node")]
+    # Then a server takes each of them
+    for line in lines:
+        raw(fresh_server).execute_command("ACL", "SETUSER", *line.split()[1:])
+    assert set(raw(fresh_server).acl_users()) == {"default", *(line.split()[1] for line in lines)}
+    # And a role that there is none of is refused
+    refused = aclfile("ns", "gpus")
+    assert (refused.returncode, refused.stdout) == (64, "")
+    assert "no role gpus" in refused.stderr

@@ -56,6 +56,8 @@ NOT_HERE = {
     "vnp train classifier": "takes minutes: tests/service/test_train.py trains a small one",
     "vnp bench gpu": "needs a GPU, for 20 minutes",
     "vnp verify results --recompute": "takes as long as the job: tests/service/test_repair.py",
+    "vnp-submit genomes.fa.gz --out s3:": "needs an object store: tests/store has one",
+    "vnp verify s3:": "needs an object store: tests/store has one",
     "python -m tools.": "takes hours, or a GPU: how models were made and measured",
     "python -m ops.known_answer": "writes into the package",
     "python prediction.py": "is the original program's",
