@@ -199,7 +199,7 @@ def import_model(
 @models.command("download")
 @click.argument("model", metavar="MODEL")
 @click.option("--name", help="What to call it (default: MODEL, when that is a short name).")
-@click.option("--revision", default="main", show_default=True, help="A commit, tag or branch.")
+@click.option("--revision", default="", help="A commit, tag or branch (default: as published).")
 @config_option
 def download_model(
     model: str, name: str | None, revision: str, config_file: Path | None, state_dir: Path | None

@@ -24,18 +24,29 @@ PUBLISHED = {
     },
     "dnabert-s": "zhihan1996/DNABERT-S",
 }
+#: The commits that are fetched unless another is asked for: the weights of the papers, as several
+#: public projects pin them (docs/log.md, 2026-11-26).
+PINNED = {
+    "facebook/esm2_t6_8M_UR50D": "c731040fcd8d73dceaa04b0a8e6329b345b0f5df",
+    "facebook/esm2_t12_35M_UR50D": "6fbf070e65b0b7291e7bbcd451118c216cff79d8",
+    "facebook/esm2_t30_150M_UR50D": "a695f6045e2e32885fa60af20c13cb35398ce30c",
+    "facebook/esm2_t33_650M_UR50D": "08e4846e537177426273712802403f7ba8261b6c",
+    "facebook/esm2_t36_3B_UR50D": "476b639933c8baad5ad09a60ac1a87f987b656fc",
+    "zhihan1996/DNABERT-S": "00e47f96cdea35e4b6f5df89e5419cbe47d490c6",
+}
 _PUBLISHED_BY_LOWER = {name.lower(): repository for name, repository in PUBLISHED.items()}
 _FILES = ["*.json", "*.safetensors", "*.txt"]
-_PICKLE = "pytorch_model.bin"
+_PICKLES = "pytorch_model*.bin"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def download_model(
-    model: str, name: str, dest: Path, *, revision: str = "main", chunk_length: int | None = None
+    model: str, name: str, dest: Path, *, revision: str = "", chunk_length: int | None = None
 ) -> ModelCard:
     """Downloads a published model (a name of PUBLISHED, or OWNER/REPOSITORY) and imports it.
 
-    The card's source has the commit: give it as the revision to get the same files again. Raises
+    revision: empty for the pinned one, or the newest of a repository that is not PINNED. The card's
+    source has the commit: give it as the revision to get the same files again. Raises
     ConfigError (no such model, or files that are none), UnavailableError (no network), NoInputError
     (offline, and not in the cache), CorruptionError (not the bytes that the hub has).
     """
@@ -45,9 +56,10 @@ def download_model(
         raise ConfigError(f"no published model {model!r}; give OWNER/REPOSITORY, or one of {known}")
     if (dest / name).exists():
         raise ConfigError(f"{dest / name} exists already; choose another --name or remove it")
+    revision = revision or PINNED.get(repository, "main")
     folder = _fetch(repository, revision, name, _FILES)
     if not list(folder.glob("*.safetensors")):
-        folder = _fetch(repository, revision, name, [*_FILES, _PICKLE])
+        folder = _fetch(repository, revision, name, [*_FILES, _PICKLES])
     for path in sorted(folder.rglob("*")):
         _check(path)
     source = f"{repository}@{folder.name}"

@@ -13,6 +13,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ Tensors = Mapping[str, Tensor]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 INDEX = "model.safetensors.index.json"
+#: ESM-2 3B is published in two pickles, and in no other form.
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 def import_model(
@@ -132,16 +135,19 @@ def _folder_config(folder: Path) -> dict[str, Any]:
 
 
 def _folder_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face folder: safetensors whole or sharded, else the pickled file."""
+    """All tensors of a Hugging Face folder: safetensors, else pickles, whole or sharded."""
     if (folder / WEIGHTS).is_file():
         return dict(_read_safetensors(folder / WEIGHTS))
     if (folder / INDEX).is_file():
-        return dict(_read_shards(folder))
-    if (folder / "pytorch_model.bin").is_file():
-        tensors: dict[str, Tensor] = _load_pickle(folder / "pytorch_model.bin")
-        return tensors
+        shards = map(_read_safetensors, _shards(folder, INDEX))
+        return dict(chain.from_iterable(shards))
+    if (folder / PICKLE).is_file():
+        return dict(_load_pickle(folder / PICKLE))
+    if (folder / PICKLE_INDEX).is_file():
+        pickles = map(_load_pickle, _shards(folder, PICKLE_INDEX))
+        return dict(chain.from_iterable(tensors.items() for tensors in pickles))
     raise ConfigError(
-        f"model folder {folder} has no weights: no {WEIGHTS}, {INDEX} or pytorch_model.bin"
+        f"model folder {folder} has no weights: no {WEIGHTS}, {INDEX}, {PICKLE} or {PICKLE_INDEX}"
     )
 
 
@@ -154,15 +160,16 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise ConfigError(f"{path} cannot be read: {error}; download it again") from error
 
 
-def _read_shards(folder: Path) -> Iterator[tuple[str, Tensor]]:
+def _shards(folder: Path, index: str) -> list[Path]:
+    """The files that an index names."""
     try:
-        names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{folder / INDEX} cannot be read: {error!r}") from error
-    for name in sorted(names):
+        raise ConfigError(f"{folder / index} cannot be read: {error!r}") from error
+    for name in names:
         if Path(name).name != name:
-            raise ConfigError(f"{folder / INDEX} names a file outside its folder: {name}")
-        yield from _read_safetensors(folder / name)
+            raise ConfigError(f"{folder / index} names a file outside its folder: {name}")
+    return [folder / name for name in sorted(names)]
 
 
 def _load_pickle(path: Path) -> Any:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
+from ops.download import PINNED, PUBLISHED
 from ops.modelstore import read_card
 from tests.service.shell import Shell
 from tests.unit.hub import COMMIT, Hub
-from tests.unit.test_weights import hf_esm_config
+from tests.unit.test_weights import hf_esm_config, pickle_in_shards
 
 REPOSITORY = "somebody/tiny-esm2"
 
@@ -71,6 +74,36 @@ def test_download(download: Any, hub: Hub, tmp_path: Path) -> None:
     again = download(REPOSITORY, "--name", "b", "--revision", COMMIT, HF_HUB_OFFLINE=1)
     assert again.returncode == 0, again.stderr
     assert again.stdout.split()[2] == digest
+
+
+def test_published_model_comes_at_its_pinned_commit(
+    download: Any, published: Path, tmp_path: Path
+) -> None:
+    # Given a hub with a model of the papers, in two pickles as ESM-2 3B has them
+    folder = tmp_path / "pickled"
+    shutil.copytree(published, folder)
+    pickle_in_shards(folder, load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").unlink()
+    repository = PUBLISHED["esm2-3B"]
+    hub = Hub(folder, repository, PINNED[repository])
+    try:
+        # When it is downloaded by its short name
+        done = download("esm2-3b", HF_ENDPOINT=hub.url)
+    finally:
+        hub.close()
+    # Then the pinned commit was asked for, and nothing else
+    assert done.returncode == 0, done.stderr
+    asked = [path for _, path, _ in hub.asked if repository in path]
+    assert asked
+    assert all(PINNED[repository] in path for path in asked), asked
+    assert (
+        f"{repository}@{PINNED[repository]}"
+        in (card_path(tmp_path, "esm2-3b") / "config.json").read_text()
+    )
+
+
+def test_every_published_model_is_pinned() -> None:
+    assert set(PINNED) == set(PUBLISHED.values())
 
 
 def test_offline_and_missing(download: Any, hub: Hub) -> None:

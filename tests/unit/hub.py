@@ -20,8 +20,8 @@ class Hub:
     """Serves the files of a folder as one repository. `cut_after`: bytes until a body breaks off,
     once; `damage`: a byte of each large file is another; `asked`: (method, path, range) so far."""
 
-    def __init__(self, folder: Path, repository: str) -> None:
-        self.folder, self.repository = folder, repository
+    def __init__(self, folder: Path, repository: str, commit: str = COMMIT) -> None:
+        self.folder, self.repository, self.commit = folder, repository, commit
         self.cut_after: int | None = None
         self.damage = False
         self.asked: list[tuple[str, str, str]] = []
@@ -70,12 +70,12 @@ class _Handler(BaseHTTPRequestHandler):
         api = f"/api/models/{hub.repository}"
         files = hub.files()
         resolve = re.fullmatch(rf"/{hub.repository}/resolve/([^/]+)/(.+)", path)
-        if path in (f"{api}/revision/main", f"{api}/revision/{COMMIT}"):
+        if path in (f"{api}/revision/main", f"{api}/revision/{hub.commit}"):
             siblings = [{"rfilename": name} for name in files]
-            self._json({"id": hub.repository, "sha": COMMIT, "siblings": siblings})
-        elif path == f"{api}/tree/{COMMIT}":
+            self._json({"id": hub.repository, "sha": hub.commit, "siblings": siblings})
+        elif path == f"{api}/tree/{hub.commit}":
             self._json([self._tree_entry(name, data) for name, data in files.items()])
-        elif resolve and resolve[1] in ("main", COMMIT) and resolve[2] in files:
+        elif resolve and resolve[1] in ("main", hub.commit) and resolve[2] in files:
             self._file(files[resolve[2]], body)
         elif path.startswith((api, f"/{hub.repository}")):
             self._error(404, "RevisionNotFound" if "revision" in path else "EntryNotFound")
@@ -111,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
         part = data[start:]
         self.send_response(206 if start else 200)
         self.send_header("ETag", f'"{name}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", self.owner.commit)
         self.send_header("Accept-Ranges", "bytes")
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")

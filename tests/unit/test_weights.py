@@ -119,7 +119,19 @@ def test_fair_esm_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["esm2-t2"]
 
 
-@pytest.mark.parametrize("form", ["whole", "sharded", "pickled", "prefixed"])
+def pickle_in_shards(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """As ESM-2 3B is published: two pickles and their index."""
+    names = sorted(state)
+    halves = {"00001-of-00002": names[::2], "00002-of-00002": names[1::2]}
+    places = {}
+    for number, half in halves.items():
+        torch.save({name: state[name] for name in half}, folder / f"pytorch_model-{number}.bin")
+        places |= dict.fromkeys(half, f"pytorch_model-{number}.bin")
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("form", ["whole", "sharded", "pickled", "prefixed", "pickled in shards"])
 def test_hugging_face_esm_folder(tmp_path: Path, form: str) -> None:
     # Given a folder that transformers wrote: whole, in shards, as a pickle, or with the prefix that
     # a model with its language-model head has
@@ -131,6 +143,9 @@ def test_hugging_face_esm_folder(tmp_path: Path, form: str) -> None:
         prefix = "esm." if form == "prefixed" else ""
         state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
         torch.save(state, folder / "pytorch_model.bin")
+    if form == "pickled in shards":
+        (folder / "model.safetensors").unlink()
+        pickle_in_shards(folder, model.state_dict())
     assert (len(list(folder.glob("model-*.safetensors"))) > 1) == (form == "sharded")
     # When it is imported
     card = import_model(folder, "hf-esm", tmp_path / "models")
