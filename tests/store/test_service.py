@@ -94,6 +94,11 @@ def test_killed_writer_and_a_store_that_is_away(
     reported = service.vnp("report", out)
     assert reported.stdout.split() == [f"{out}/report.html", f"{out}/vnp_mqc.tsv"]
     assert place_of(out).read("report.html").startswith(b"<!")
+    # And a list of jobs asks the store nothing of one that has ended
+    asked: list[str] = []
+    store.fate = lambda method, path: asked.append(path) or PASSED
+    assert f"{job}  finished  100%" in service.vnp("list").stdout
+    assert asked == []
     # And nothing is left of what was on its way
     scratch = service.state / "scratch"
     assert not scratch.exists() or list(scratch.iterdir()) == []
