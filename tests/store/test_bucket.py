@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from ops.place import absolute, is_remote, place_of
 from ops.report import gather_report
 from ops.runfile import is_finished, read_run
 from ops.verify import verify_output
-from tests.store.s3 import BUSY, LOST, PASSED, REPLY_LOST, UNCONDITIONAL, Proxy, nth
+from tests.store.s3 import BUSY, LOST, PASSED, REPLY_LOST, UNCONDITIONAL, Proxy, nth, promised
 from tests.unit.output_fixtures import (
     IDENTITY,
     JOB,
@@ -50,14 +49,6 @@ def run_job(out: Any, width: int = 0, check: Any = lambda: None, **options: Any)
             output.commit(gathered(make_account(shard, records), width))
     output.finish(lambda: read_records(JOB))
     output.close()
-
-
-def promised(out: Any) -> dict[str, str]:
-    """sha256 of every table, and of every shard by its number."""
-    place = place_of(out)
-    names = {name: name for name, size in place.sizes(DERIVED).items() if size >= 0}
-    names |= {f"shard {line.shard}": line.file for line in place.manifest().shards.values()}
-    return {name: hashlib.sha256(place.read(file)).hexdigest() for name, file in names.items()}
 
 
 @pytest.fixture
