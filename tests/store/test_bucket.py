@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -362,3 +364,20 @@ def test_store_that_does_not_answer(
     with pytest.raises(StoreError, match="s3://bucket/here") as caught:
         open_job("s3://bucket/here")  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_commits_side_by_side(store: Proxy, out: str, in_a_folder: dict[str, str]) -> None:
+    # Given a store that takes its time, and threads that commit all shards at once
+    def slowly(method: str, path: str) -> str:
+        time.sleep(0.05)
+        return PASSED
+
+    output = open_job(out, compat=True)
+    store.fate = slowly
+    with ThreadPoolExecutor(len(JOB)) as pool:
+        list(pool.map(lambda shard: commit(output, shard), range(len(JOB))))
+    store.fate = lambda method, path: PASSED
+    # Then each has a line, and the bytes are those of one after the other
+    output.finish(lambda: read_records(JOB))
+    assert len(Bucket(out).listing("manifest")) == 2 + len(JOB)
+    assert promised(out) == in_a_folder
