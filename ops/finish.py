@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,15 @@ def shard_file(shard: int) -> str:
 
 
 def read_shards(
-    place: Place, files: Iterable[str], identity: Identity, *, embeddings: bool = False
+    place: Place,
+    files: Iterable[str],
+    identity: Identity,
+    *,
+    first: int = 0,
+    embeddings: bool = False,
 ) -> Iterator[ShardData]:
-    """The first shards of a job, or all of them, from their files in order. Raises
-    CorruptionError."""
-    for number, file in enumerate(files):
+    """Shards of a job in order, from that number on. Raises CorruptionError."""
+    for number, file in enumerate(files, first):
         shard = read_shard_of(place, file, embeddings)
         if (shard.account.shard, shard.account.identity) != (number, identity.digest):
             raise CorruptionError(
@@ -56,29 +60,61 @@ def read_shard_of(place: Place, file: str, embeddings: bool = True) -> ShardData
         raise CorruptionError(f"{place.path(file)} is missing; restore it") from error
 
 
+class _DroppedError(Exception):
+    """Leaves the files of tables that are not wanted."""
+
+
+class Tables:
+    """The tables of a job, written shard by shard in order under temporary names: `close` makes
+    them appear, `drop` leaves nothing of them. compat: two files more."""
+
+    def __init__(self, out: Path, identity: Identity, compat: bool) -> None:
+        is_virus_job = identity.pipeline == "virus"
+        self.num_shards = 0  # that are in them
+        with ExitStack() as files:
+            sequences = files.enter_context(atomic_file(out / SEQUENCES))
+            chunks = files.enter_context(atomic_file(out / CHUNKS)) if is_virus_job else None
+            self._tables = TableWriter(sequences, chunks, identity.uracil_as_t)
+            self._original = _compat_writer(out, files) if compat and is_virus_job else None
+            self._files = files.pop_all()
+
+    def add(self, shard: ShardData) -> None:
+        """Takes the next shard; after an error there is nothing to do but `drop`."""
+        self._tables.add(shard)
+        if self._original is not None:
+            self._original.add(shard)
+        self.num_shards += 1
+
+    def close(self, num_records: int) -> Counts:
+        with self._files:
+            counts = self._tables.close(num_records)
+            if self._original is not None:
+                self._original.close()
+        return counts
+
+    def drop(self) -> None:
+        """Does nothing after `close`."""
+        with suppress(_DroppedError), self._files:
+            raise _DroppedError
+
+
 def write_results(
     out: Path,
+    tables: Tables,
     shards: Iterable[ShardData],
     identity: Identity,
     num_records: int,
     read_records: ReadRecords,
-    compat: bool,
 ) -> Counts:
-    """Writes the tables, and in virus jobs the sequences called virus; compat: two files more."""
-    is_virus_job = identity.pipeline == "virus"
-    with ExitStack() as files:
-        sequences = files.enter_context(atomic_file(out / SEQUENCES))
-        chunks = files.enter_context(atomic_file(out / CHUNKS)) if is_virus_job else None
-        tables = TableWriter(sequences, chunks, identity.uracil_as_t)
-        original = _compat_writer(out, files) if compat and is_virus_job else None
+    """Writes what is left of the tables, and in virus jobs the sequences called virus."""
+    try:
         for shard in shards:
             tables.add(shard)
-            if original is not None:
-                original.add(shard)
         counts = tables.close(num_records)
-        if original is not None:
-            original.close()
-    if is_virus_job:
+    except BaseException:
+        tables.drop()
+        raise
+    if identity.pipeline == "virus":
         with (
             (out / SEQUENCES).open("rb") as table,
             atomic_file(out / VIRUSES) as target,

@@ -144,10 +144,15 @@ class FolderHold:
     def append(self, line: ShardLine) -> None:
         self._journal.append(line)
 
+    @property
+    def ahead(self) -> Path:
+        return self.out
+
     @contextmanager
-    def results(self) -> Iterator[Path]:
+    def results(self, *, begun: bool = False) -> Iterator[Path]:
         """OUT itself: each file replaces its predecessor when it is whole."""
-        self._remove_temporary()
+        if not begun:
+            self._remove_temporary()
         with _unless_away(self.out):
             yield self.out
 

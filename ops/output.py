@@ -16,7 +16,7 @@ from typing import Any
 
 from ops.durable import describe_os_error
 from ops.errors import IdentityError, InternalError
-from ops.finish import ReadRecords, describe_files, read_shards, write_results
+from ops.finish import ReadRecords, Tables, describe_files, read_shards, write_results
 from ops.gather import ShardGather
 from ops.identity import mismatch, require_same
 from ops.jobs import JobSpec, Plan, utc_now
@@ -27,6 +27,8 @@ from ops.shardfile import ShardData, build_shard
 from ops.tables import Counts
 from ops.totals import check_totals, remarks
 
+#: Tables of jobs with fewer shards are written at the end alone.
+AHEAD_FROM = 16
 #: Bytes in the output of a shard, a record, a chunk, a frame, a base called virus; generous means.
 _DISK = {"shards": 40_000, "records": 250, "chunks": 130, "frames": 80, "letters": 0.35}
 
@@ -48,6 +50,8 @@ class Output:
         self._epochs = list(state.epochs)
         self._hold = hold
         self._lines = threading.Lock()
+        self._ahead: Tables | None = None
+        self._gave_up_ahead = False
 
     @classmethod
     def open(
@@ -178,16 +182,17 @@ class Output:
         """
         assert self.is_complete, "some shards are not committed"
         files = [self._files[number] for number in range(self.num_shards)]
-        shards = _checked(read_shards(self.place, files, self._identity), check)
+        ahead, self._ahead = self._ahead, None
         try:
-            with self._hold.results() as folder:
+            with self._hold.results(begun=ahead is not None) as folder:
+                tables = ahead or Tables(folder, self._identity, self._spec.compat)
                 counts = write_results(
                     folder,
-                    shards,
+                    tables,
+                    _checked(self._read(files, tables.num_shards), check),
                     self._identity,
                     self._plan.records,
                     read_records,
-                    self._spec.compat,
                 )
                 check_totals(counts, self._plan, self._identity.pipeline)
                 derived = describe_files(folder)
@@ -200,11 +205,53 @@ class Output:
             raise describe_os_error(error, str(self.place)) from error
         return counts
 
+    def _read(self, files: list[str], first: int) -> Iterator[ShardData]:
+        """The shards from that number on."""
+        return read_shards(self.place, files[first:], self._identity, first=first)
+
+    @property
+    def can_write_ahead(self) -> bool:
+        """True when the next shard of the tables is committed, though not the last of the job."""
+        if self._hold.ahead is None or self._spec.compat or self.num_shards < AHEAD_FROM:
+            return False
+        return not self._gave_up_ahead and self._num_ahead in self._files and not self.is_complete
+
+    @property
+    def _num_ahead(self) -> int:
+        return self._ahead.num_shards if self._ahead is not None else 0
+
+    def write_ahead(self, check: Callable[[], None] = lambda: None) -> None:
+        """Writes the rows of the shards that are committed, up to the first that is not, so that
+        `finish` has less to do; in one thread, beside commits.
+
+        What it raises costs nothing but this work: `finish` then does all of it.
+        """
+        assert self._hold.ahead is not None
+        try:
+            if self._ahead is None:
+                self._ahead = Tables(self._hold.ahead, self._identity, compat=False)
+            while (number := self._num_ahead) in self._files:
+                check()
+                [shard] = read_shards(
+                    self.place, [self._files[number]], self._identity, first=number
+                )
+                self._ahead.add(shard)
+        except BaseException:
+            self._gave_up_ahead = True
+            self._drop_ahead()
+            raise
+
+    def _drop_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.drop()
+
     def _describe(self) -> dict[str, Any]:
         return describe_run(self._spec, self._plan, self._epochs, sorted(self.numerics))
 
     def close(self) -> None:
         """Gives OUT back; a second call does nothing."""
+        self._drop_ahead()
         self._hold.release()
 
 

@@ -95,9 +95,13 @@ class Hold(Protocol):
         """Makes a line durable: that is the commit. Raises FencedError: the place is lost; what
         else it raises leaves the shard uncommitted, try again."""
 
-    def results(self) -> AbstractContextManager[Path]:
+    @property
+    def ahead(self) -> Path | None:
+        """The folder in which tables can be written ahead of the end; None: only in `results`."""
+
+    def results(self, *, begun: bool = False) -> AbstractContextManager[Path]:
         """A local folder in which `ops.finish` writes; its files belong to the place when the block
-        has ended well."""
+        has ended well. begun: some are being written in `ahead` already."""
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces a file, whole or not at all."""

@@ -33,6 +33,7 @@ class OpenJob:
     spec: JobSpec
     output: Output | None = None
     opening: Future[Output] | None = None
+    ahead: Future[None] | None = None  # tables of what is committed
     finishing: Future[Counts] | None = None
     shards: dict[int, OpenShard] = field(default_factory=dict)
     retry_at: float = 0.0
@@ -57,5 +58,10 @@ class OpenJob:
     @property
     def futures(self) -> list[Future[Any]]:
         """Work of other threads on this job."""
-        work = [self.opening, self.finishing, *(shard.commit for shard in self.shards.values())]
+        work = [
+            self.opening,
+            self.ahead,
+            self.finishing,
+            *(shard.commit for shard in self.shards.values()),
+        ]
         return [future for future in work if future is not None]

@@ -57,6 +57,8 @@ MAX_OPEN_JOBS = 64
 OUTPUT_THREADS = 4
 #: After something that the file system did not take (a full disk, say) and before the next try.
 RETRY_S = 2.0
+#: Jobs whose tables are written ahead at once: commits have the processor before them.
+AHEAD_JOBS = 2
 #: What a stop waits for commits that are under way or due; the rest is computed again.
 CLOSE_LIMIT_S = 6.0
 #: Terminal states.
@@ -202,10 +204,12 @@ class Writer:
         try:
             if held.output is None:
                 self._advance_opening(job, held)
-            elif held.is_complete:
-                self._advance_finish(job, held)
             else:
-                self._advance_commits(job, held)
+                self._advance_tables(job, held, held.output)
+                if not held.is_complete:
+                    self._advance_commits(job, held)
+                elif held.ahead is None:
+                    self._advance_finish(job, held)
         except UnavailableError:  # Redis; what was not acknowledged comes again
             raise
         except (OSError, VnpError) as error:
@@ -285,6 +289,18 @@ class Writer:
             elif shard.commit.done():
                 commit, shard.commit = shard.commit, None
                 self._end_commit(job, number, commit.result())
+
+    def _advance_tables(self, job: str, held: OpenJob, output: Output) -> None:
+        """Has the tables of what is committed written while other shards are computed."""
+        if held.ahead is None:
+            others = sum(other.ahead is not None for other in self.jobs.values())
+            if output.can_write_ahead and others < AHEAD_JOBS:
+                held.ahead = self.outputs.submit(output.write_ahead, held.check)
+        elif held.ahead.done():
+            ahead, held.ahead = held.ahead, None
+            if (error := ahead.exception()) is not None:
+                message = f"the tables are written at the end ({error})"
+                self.log.warning("job.not_ahead", message=message, **{"job.id": job})
 
     def _end_commit(self, job: str, number: int, line: ShardLine) -> None:
         """The shard stands in the manifest: only now are its entries acknowledged."""

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ops import folder as folder_module
+from ops import output as output_module
 from ops.errors import CorruptionError, FencedError, IdentityError, InternalError, OutputError
 from ops.folder import require_free_disk
 from ops.gather import ShardGather
@@ -555,3 +556,107 @@ def test_two_writers_that_both_find_no_manifest(
     assert output.committed == {1}
     output.close()
     assert verify_output(tmp_path).ok
+
+
+# -- tables that are written ahead -----------------------------------------------------------------
+
+
+@pytest.fixture
+def ahead_from_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_module, "AHEAD_FROM", 2)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [1, 0, 3, 2], [3, 2, 1, 0]])
+@pytest.mark.parametrize("written_after", range(1, 4))
+def test_tables_written_ahead_have_the_same_bytes(
+    tmp_path: Path, ahead_from_two: None, order: list[int], written_after: int
+) -> None:
+    # Given what a job gives whose tables are written at its end
+    run_job(tmp_path / "plain", JOB)
+    # When they are written ahead whenever they can be, after some commit
+    out = tmp_path / "out"
+    output = open_job(out)
+    for count, shard in enumerate(order, 1):
+        commit(output, shard)
+        if count >= written_after and output.can_write_ahead:
+            output.write_ahead()
+            assert not output.can_write_ahead  # it has caught up
+            assert not (out / "sequences.tsv").exists()
+    output.finish(lambda: read_records(JOB))
+    output.close()
+    # Then the bytes are the same, and nothing else is left
+    assert files_of(out) == files_of(tmp_path / "plain")
+    assert list(out.rglob(".*.tmp-*")) == []
+    assert verify_output(out).ok
+
+
+def test_nothing_is_written_ahead_without_need(tmp_path: Path) -> None:
+    output = open_job(tmp_path / "few")  # shards
+    commit(output, 0)
+    assert not output.can_write_ahead
+    output.close()
+
+
+def test_writing_ahead_that_fails_costs_nothing_else(tmp_path: Path, ahead_from_two: None) -> None:
+    # Given a job whose tables were begun, and a shard that cannot be read for the moment
+    out = tmp_path / "out"
+    output = open_job(out)
+    commit(output, 0)
+    output.write_ahead()
+    commit(output, 1)
+    path = out / "shards" / "shard-000001.h5"
+    path.rename(tmp_path / "away")
+    # When it is gone on with, then the tables are given up
+    with pytest.raises(CorruptionError):
+        output.write_ahead()
+    assert not output.can_write_ahead
+    assert list(out.rglob(".*.tmp-*")) == []
+    # And the end of the job writes them all
+    (tmp_path / "away").rename(path)
+    commit(output, 2, 3)
+    output.finish(lambda: read_records(JOB))
+    output.close()
+    run_job(tmp_path / "plain", JOB)
+    assert files_of(out) == files_of(tmp_path / "plain")
+
+
+def test_job_that_is_closed_leaves_nothing_of_tables_written_ahead(
+    tmp_path: Path, ahead_from_two: None
+) -> None:
+    out = tmp_path / "out"
+    output = open_job(out)
+    commit(output, 0, 1)
+    output.write_ahead()
+    assert list(out.glob(".sequences.tsv.tmp-*"))
+    output.close()
+    assert list(out.rglob(".*.tmp-*")) == []
+    # And who goes on starts them anew
+    again = open_job(out)
+    again.write_ahead()
+    commit(again, 2, 3)
+    again.finish(lambda: read_records(JOB))
+    again.close()
+    run_job(tmp_path / "plain", JOB)
+    assert files_of(out) == files_of(tmp_path / "plain")
+
+
+def test_end_that_fails_after_writing_ahead_can_be_repeated(
+    tmp_path: Path, ahead_from_two: None
+) -> None:
+    # Given tables that were begun; When the end of the job fails after them
+    out = tmp_path / "out"
+    output = open_job(out)
+    commit(output, 0, 1, 2)
+    output.write_ahead()
+    commit(output, 3)
+
+    def fail() -> None:
+        raise OutputError("not now")
+
+    with pytest.raises(OutputError, match="not now"):
+        output.finish(lambda: read_records(JOB), check=fail)
+    # Then it is done whole the next time
+    output.finish(lambda: read_records(JOB))
+    output.close()
+    run_job(tmp_path / "plain", JOB)
+    assert files_of(out) == files_of(tmp_path / "plain")
