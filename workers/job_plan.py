@@ -30,6 +30,7 @@ class JobPlan:
         self.open: dict[int, int] = {}
         self.committed: set[int] = set()
         self.waits = False  # for its disk
+        self.served = 0  # the planner's count when a shard was last issued
         self._scan: PlanScan | None = None
         self._tail: Tail | None = None
         self._tasks: Iterator[ShardTask] | None = None

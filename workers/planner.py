@@ -61,6 +61,7 @@ class Planner:
         self.window = LEAST_WINDOW
         self.tell_full_at = 0.0
         self.turn = 0  # whose input is read on
+        self.issued = 0
         self.next_look = 0.0
         self.last_progress = time.monotonic()
         self.deadline_s = FIRST_DEADLINE_S
@@ -306,6 +307,8 @@ class Planner:
             job.reset(job.open)  # the task is gone from the stream of tasks: cut it again
             raise
         job.open[task.shard] = charge
+        self.issued += 1
+        job.served = self.issued
         return True
 
     def _window_has_room(self) -> bool:
@@ -321,9 +324,14 @@ class Planner:
         return shares == 0 or (within and shares < (self.settings.window_shards or self.window))
 
     def _jobs_in_turn(self) -> list[JobPlan]:
-        """Higher priority first; among equals fewest open shards, then the oldest job."""
+        """Higher priority first; among equals fewest open shards, then whoever waits longest.
+
+        By age instead, jobs beyond the window's places would wait until older ones have ended.
+        """
         ready = [job for job in self.jobs.values() if job.can_issue and not job.waits]
-        return sorted(ready, key=lambda job: (-job.spec.priority, len(job.open), job.id))
+        return sorted(
+            ready, key=lambda job: (-job.spec.priority, len(job.open), job.served, job.id)
+        )
 
     def close(self) -> None:
         self.role.give_up()

@@ -76,6 +76,30 @@ def test_a_step_fills_the_window(config: Config, planner: Planner, tmp_path: Pat
     assert planner.broker.stats().streams[TASKS].length == len(jobs)
 
 
+def test_more_equal_jobs_than_places_share_them(
+    config: Config, namespace: str, redis_server: PrivateServer, tmp_path: Path
+) -> None:
+    # Given ten jobs of many shards each, and a window of eight
+    config.state_dir.mkdir()
+    changed = config.changed(namespace=namespace, shard_bases=3_000, window_shards=8)
+    planner = Planner(changed.worker_settings(redis_server.url), "node:planner:0")
+    for number in range(10):
+        job = submit_reads(config, tmp_path, f"equal-{number}", 60_000)
+        planner.store.set_open(job, 1)
+    planner.step()
+    planner.step()
+    assert sum(len(job.open) for job in planner.jobs.values()) == 8
+    # When the shard of the oldest job that has one is committed, again and again
+    begun = {job.id for job in planner.jobs.values() if job.open}
+    for _ in range(8):
+        next(job for job in planner.jobs.values() if job.open).open.clear()
+        planner.step()
+        begun |= {job.id for job in planner.jobs.values() if job.open}
+    # Then every job has got a place meanwhile
+    assert len(begun) == 10
+    planner.close()
+
+
 def test_failed_input_is_not_tried_again(config: Config, planner: Planner, tmp_path: Path) -> None:
     # Given an input that changes after the first reading
     job = submit_reads(config, tmp_path, "changing", 3_000)
