@@ -17,7 +17,7 @@ from tests.crash.harness import Service, until
 
 NAMESPACE = "load"
 #: A gpu worker with an empty kernel cache takes some 20 s.
-READY_LIMIT_S = 180.0
+READY_LIMIT_S = 120.0
 #: Instead of a device: a node without a gpu worker.
 NO_GPU = "none"
 
@@ -29,6 +29,9 @@ class LoadNode(Service):
         with (self.folder / "service.log").open("ab") as log:
             command = [sys.executable, "-m", "daemon.vnpd"]
             self.process = subprocess.Popen(command, env=self.environment, stderr=log)
+
+    def is_ready(self) -> bool:
+        return bool(self.facts.get("ready"))
 
     @property
     def name(self) -> str:
@@ -72,8 +75,11 @@ class Nodes:
         for node in self.all:
             node.begin()
         for node in self.all:
-            ready = lambda node=node: bool(node.facts.get("ready"))  # noqa: E731
-            until(ready, f"{node.name} to be ready", READY_LIMIT_S)
+            try:
+                until(node.is_ready, f"{node.name} to be ready", READY_LIMIT_S)
+            except AssertionError:
+                print((node.state / "vnp.log").read_text()[-4_000:])
+                raise
 
     @property
     def config(self) -> Config:
