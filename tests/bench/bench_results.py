@@ -1,6 +1,6 @@
 """One writer process and one packer, by what a job is made of: shards a second, tables a second.
 
-    python -m tests.bench.bench_results [SHARDS]
+    python -m tests.bench.bench_results [SHARDS OF READS]
 
 Real shards are made ready by the packer's code on one core, and results of random numbers are put
 into Redis as fast as a writer takes them. Reads of 300 bp are the worst case: many records and rows
@@ -50,10 +50,8 @@ def plan_of(fasta: Path, cut: CutParams) -> Plan:
     return scan.result
 
 
-def create(
-    store: JobStore, fasta: Path, out: Path, embeddings: bool, shards: int
-) -> list[ShardTask]:
-    """A planned job of at most so many shards."""
+def create(store: JobStore, fasta: Path, out: Path, embeddings: bool) -> list[ShardTask]:
+    """A planned job, cut."""
     spec = JobSpec(id="bench", inputs=(), out=str(out), identity=IDENTITY, embeddings=embeddings)
     cut = CutParams.of(IDENTITY, job=spec.id, keep_embeddings=embeddings)
     plan = plan_of(fasta, cut)
@@ -61,7 +59,7 @@ def create(
     source = InputFile(str(fasta), stat.st_size, stat.st_mtime_ns)
     store.create(replace(spec, inputs=(source,)))
     store.set_plan(spec.id, plan)
-    return list(cut_shards([fasta], cut, plan.huge_lengths))[:shards]
+    return list(cut_shards([fasta], cut, plan.huge_lengths))
 
 
 def results_of(batches: list[Batch], embeddings: bool) -> Iterator[BatchResult]:
@@ -118,15 +116,14 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def measure(folder: Path, fasta: Path, embeddings: bool, shards: int, whole: bool) -> None:
-    """whole: the input has no more shards, so that tables follow."""
+def measure(folder: Path, fasta: Path, embeddings: bool) -> None:
     state, out = folder / "state", folder / "out"
     server = PrivateServer(folder / "redis")
     server.start()
     broker = Broker(server.url, "vnp", "bench:gpu:0")
     broker.ensure_groups()
     store = JobStore(state)
-    tasks = create(store, fasta, out, embeddings, shards)
+    tasks = create(store, fasta, out, embeddings)
     prepared, packing_s = pack(tasks)
     writer = start_writer(state, server.url)
     try:
@@ -135,11 +132,12 @@ def measure(folder: Path, fasta: Path, embeddings: bool, shards: int, whole: boo
         num_bytes = feed(broker, prepared, embeddings, ManifestTail(out / "manifest.jsonl"))
         seconds, used = time.monotonic() - began, cpu_s(writer.pid) - used
         tell(tasks, prepared, packing_s, seconds, used, num_bytes)
-        if whole:
-            until(lambda: store.outcome("bench") is not None)
-            tables_s = time.monotonic() - began - seconds
-            records = sum(len(task.record) for task in tasks)
-            print(f"  tables        {records / tables_s:>10,.0f} records/s, one thread")
+        until(lambda: store.outcome("bench") is not None)
+        tables_s = time.monotonic() - began - seconds
+        records = sum(len(task.record) for task in tasks)
+        chunks = sum(int(task.num_chunks.sum()) for task in tasks)
+        rates = f"{records / tables_s:>10,.0f} records/s, {chunks / tables_s:,.0f} chunks/s"
+        print(f"  tables        {rates}, one thread")
     finally:
         writer.terminate()
         writer.wait()
@@ -187,7 +185,7 @@ def main() -> None:
             else:
                 write_reads(fasta, shards * READS_A_SHARD, READ_BASES, seed=1)
             print(f"{name}, {'with' if embeddings else 'without'} embeddings")
-            measure(Path(folder), fasta, embeddings, shards, whole=name != "genomes")
+            measure(Path(folder), fasta, embeddings)
 
 
 if __name__ == "__main__":
