@@ -20,8 +20,20 @@ from daemon.config import Config
 from ops.durable import describe_os_error, make_dir
 from ops.errors import IdentityError, NoInputError, OutputError, UnavailableError, UsageError
 from ops.identity import Identity
-from ops.jobs import CANCELLED, FAILED, RUNNING, InputFile, JobSpec, JobStore, new_job_id, utc_now
-from ops.place import absolute, is_remote, place_of
+from ops.jobs import (
+    CANCELLED,
+    FAILED,
+    FINISHED,
+    RUNNING,
+    InputFile,
+    JobSpec,
+    JobStore,
+    Outcome,
+    Plan,
+    new_job_id,
+    utc_now,
+)
+from ops.place import Tail, absolute, is_remote, place_of
 from ops.source import check_readable
 
 WAIT_POLL_S = 0.2
@@ -289,7 +301,7 @@ class JobWatch:
         self.store = JobStore(config.jobs_dir)
         self.job = job
         self.spec = self.store.spec(job)
-        self._tail = place_of(self.spec.out).tail()
+        self._tail: Tail | None = None
         self._shards: set[int] = set()
         self._chunks_done = 0
         self._namespace, self._redis_url = config.namespace, redis_url
@@ -314,9 +326,7 @@ class JobWatch:
             return base
         if outcome is None and (reason := self.store.waits_for(self.job)):
             base = replace(base, message=f"waits: {reason}")
-        for line in self._tail.poll():
-            self._shards.add(line.shard)
-            self._chunks_done += line.chunks if plan.chunks else line.records
+        self._follow_commits(plan, outcome)
         counters = self._counters() if state == RUNNING else {}
         share = self._share(plan.chunks or plan.records, counters)
         return JobView(
@@ -333,6 +343,19 @@ class JobWatch:
                 "eta_s": self._eta(share),
             }
         )
+
+    def _follow_commits(self, plan: Plan, outcome: Outcome | None) -> None:
+        """By the manifest. One in an object store costs a request a line: not of a job that has
+        ended."""
+        if outcome is not None and is_remote(self.spec.out):
+            if outcome.state == FINISHED:
+                self._shards = set(range(plan.shards))
+            return
+        if self._tail is None:
+            self._tail = place_of(self.spec.out).tail()
+        for line in self._tail.poll():
+            self._shards.add(line.shard)
+            self._chunks_done += line.chunks if plan.chunks else line.records
 
     def _counters(self) -> dict[str, int]:
         if self._redis_url is None:

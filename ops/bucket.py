@@ -57,6 +57,11 @@ MANIFEST_FOLDER, SHARDS_FOLDER = "manifest", "shards"
 REQUEST_LIMIT_S, RETRIES, RETRY_LIMIT_S = 60, 8, 120
 HASTE_LIMIT_S = 5
 READ_BYTES = 8 << 20
+#: Addresses of stores that are not the clouds' own.
+_ENDPOINTS = (
+    *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+    *("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT", "GOOGLE_BASE_URL"),
+)
 #: Manifest lines that are fetched at once.
 READERS = 16
 #: Stores that were seen to keep the condition, by scheme and bucket.
@@ -68,11 +73,11 @@ def open_store(url: str, *, in_haste: bool = False) -> Any:
 
     Raises ConfigError for a URL or settings that it refuses.
     """
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    # Only somebody who names such an address means it.
+    named = [os.environ.get(variable, "") for variable in _ENDPOINTS]
     options: dict[str, Any] = {
         "timeout": timedelta(seconds=HASTE_LIMIT_S if in_haste else REQUEST_LIMIT_S),
-        "allow_http": endpoint.startswith("http://"),
+        # Only somebody who names such an address means it.
+        "allow_http": any(endpoint.startswith("http://") for endpoint in named),
     }
     retries = {
         "max_retries": 0 if in_haste else RETRIES,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ _DISK = {"shards": 40_000, "records": 250, "chunks": 130, "frames": 80, "letters
 
 
 class Output:
-    """The one writer of OUT. Made by `open`; used from one thread; `close` gives OUT back."""
+    """The one writer of OUT. Made by `open`; `close` gives OUT back."""
 
     def __init__(
         self, place: Place, hold: Hold, spec: JobSpec, plan: Plan, state: ManifestState
@@ -46,6 +47,7 @@ class Output:
         self._identity = state.header.identity
         self._epochs = list(state.epochs)
         self._hold = hold
+        self._lines = threading.Lock()
 
     @classmethod
     def open(
@@ -121,6 +123,9 @@ class Output:
     def commit(self, gather: ShardGather) -> ShardLine:
         """Makes a complete shard durable; when this returns, its messages may be forgotten.
 
+        In an object store several threads may do so at once: files go side by side, lines one after
+        another.
+
         Raises OSError when the disk does not take it (nothing is committed; try again later),
         FencedError when OUT is somebody else's by now, IdentityError for rows of other numerics in
         a job with same_numerics.
@@ -143,9 +148,11 @@ class Output:
             numerics=gather.numerics,
             epoch=self.epoch,
         )
-        self._hold.append(line)
-        self._files[line.shard] = line.file
-        self.numerics.update(gather.numerics)
+        with self._lines:
+            self._check_numerics(gather.numerics)  # again: others may have committed meanwhile
+            self._hold.append(line)
+            self._files[line.shard] = line.file
+            self.numerics.update(gather.numerics)
         return line
 
     def _check_numerics(self, numerics: tuple[str, ...]) -> None:

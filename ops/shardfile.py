@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -39,6 +40,8 @@ SCHEMA_VERSION = 1
 #: Entries of a column that share a checksum, and bytes of a matrix that do.
 COLUMN_ENTRIES = 1 << 16
 MATRIX_BYTES = 1 << 20
+#: HDF5 takes two files of one name in memory for one; it does one thing at a time anyhow.
+_BUILDING = threading.Lock()
 _KEYS = ("record", "chunk", "frame", "start", "end", "digest", "dtype", "status")
 _MATRICES = ("esm2", "dnabert_s")
 #: row_same is left out: how a row came to its values is no part of the result.
@@ -59,9 +62,12 @@ class ShardData:
 def build_shard(account: Account, rows: RowColumns, identity: Identity) -> bytes:
     """The bytes of a shard file: a pure function of its arguments, account.job aside."""
     # A fixed object format, so that the version of HDF5 does not choose the bytes.
-    with h5py.File(
-        "shard", "w", driver="core", backing_store=False, libver=("v110", "v110")
-    ) as file:
+    with (
+        _BUILDING,
+        h5py.File(
+            "shard", "w", driver="core", backing_store=False, libver=("v110", "v110")
+        ) as file,
+    ):
         file.attrs["schema_version"] = np.int64(SCHEMA_VERSION)
         file.attrs["shard"] = np.int64(account.shard)
         file.attrs["identity_digest"] = np.bytes_(identity.digest)

@@ -4,10 +4,10 @@ Only this process writes into output folders. An entry of the results stream is 
 the shard it belongs to stands in the manifest, never before: what the writer holds in memory is
 always still in Redis, and what is not in Redis any more is issued again by the planner.
 
-The main thread takes and gathers. Commits run one after another in a thread of their own; what may
-take minutes, opening a folder (its shards are read and checked) and writing its tables, in a few
-others. What the file system does not take now is tried again later: a job that has begun waits
-for its disk rather than fail.
+The main thread takes and gathers. Commits run one after another in a thread of their own, those to
+object stores a few at a time; what may take minutes, opening a folder (its shards are read and
+checked) and writing its tables, in a few others. What the file system does not take now is tried
+again later: a job that has begun waits for its disk rather than fail.
 
 Of the writers of several nodes one works and the others stand by (`broker.role`). One that loses
 the role gives all folders back; should it wake too late for that, its folders' epochs fence it off.
@@ -33,6 +33,7 @@ from ops.jobs import JobStore, Outcome
 from ops.manifest import ShardLine
 from ops.nouns import Account, Batch, BatchResult, JobFailure, ShardTask, Status
 from ops.output import Output
+from ops.place import is_remote
 from ops.runfile import exit_code
 from ops.tables import Counts
 from workers.logs import get_log
@@ -46,6 +47,8 @@ BLOCK_MS = 200
 #: While work of other threads is under way, whose end has to be noticed.
 BUSY_BLOCK_MS = 10
 STAND_BY_PAUSE_S = 0.1
+#: Shards that are on their way to an object store at once, where one alone waits for its replies.
+UPLOAD_THREADS = 4
 #: Between two looks at the job files.
 ADOPT_EVERY_S = 0.1
 #: Output folders held open at once, each with two files and the shards being gathered.
@@ -71,6 +74,7 @@ class Writer:
         self.jobs: dict[str, OpenJob] = {}
         self.next_adoption = 0.0
         self.committer = ThreadPoolExecutor(1, "commit")
+        self.uploader = ThreadPoolExecutor(UPLOAD_THREADS, "upload")
         self.outputs = ThreadPoolExecutor(OUTPUT_THREADS, "outputs")
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.lease = LeaseKeeper(self.broker, RESULTS, settings.lease_s)
@@ -276,7 +280,8 @@ class Writer:
         for number, shard in list(held.shards.items()):
             if shard.commit is None:
                 if shard.gather.complete and held.retry_at <= time.monotonic():
-                    shard.commit = self.committer.submit(held.output.commit, shard.gather)
+                    pool = self.uploader if is_remote(held.spec.out) else self.committer
+                    shard.commit = pool.submit(held.output.commit, shard.gather)
             elif shard.commit.done():
                 commit, shard.commit = shard.commit, None
                 self._end_commit(job, number, commit.result())
@@ -349,6 +354,7 @@ class Writer:
         for job in list(self.jobs):
             self._close(job)
         self.committer.shutdown()
+        self.uploader.shutdown()
         self.outputs.shutdown()
         self.role.give_up()
         self.broker.close()

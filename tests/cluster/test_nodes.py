@@ -17,7 +17,7 @@ import pytest
 from tests.cluster import network, secure_redis
 from tests.cluster.network import Network
 from tests.cluster.secure_redis import SecureRedis
-from tests.crash.harness import Service, digests, shards_done, until
+from tests.crash.harness import Service, digests, shards_done, undisturbed_run, until
 
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
 GENOMES = ["virus_lambda.fa", "virus_SARS-CoV-2.fa", "virus_influenzaA_PR8.fa", "virus_HIV-1.fa"]
@@ -122,12 +122,7 @@ def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What one node gives, which nobody disturbs."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    service = Service(folder)
-    service.start()
-    service.wait(service.submit(fasta, folder / "out", "--embeddings"))
-    assert service.stop() == 0
-    return digests(folder / "out")
+    return digests(undisturbed_run(tmp_path_factory.mktemp("plain"), fasta, "--embeddings"))
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,15 @@ class Service:
         return [child for child in self.children() if mark in " ".join(command_line(child))]
 
 
+def undisturbed_run(folder: Path, fasta: Path, *options: object) -> Path:
+    """The folder of a job that one service does and nobody disturbs."""
+    service = Service(folder)
+    service.start()
+    service.wait(service.submit(fasta, folder / "out", *options))
+    assert service.stop() == 0
+    return folder / "out"
+
+
 def command_line(process: psutil.Process) -> list[str]:
     """Words of a process' command; none of one that has just ended."""
     try:

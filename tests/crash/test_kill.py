@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.crash.campaign import left_in
-from tests.crash.harness import Service, digests, shards_done, until
+from tests.crash.harness import Service, digests, shards_done, undisturbed_run, until
 
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
 GENOMES = ["virus_lambda.fa", "virus_SARS-CoV-2.fa", "virus_influenzaA_PR8.fa", "virus_HIV-1.fa"]
@@ -33,13 +33,9 @@ def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What a run that nobody disturbs gives."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    service = Service(folder)
-    service.start()
-    service.wait(service.submit(fasta, folder / "out", "--embeddings"))
-    assert service.stop() == 0
-    assert shards_done(folder / "out") >= NUM_SHARDS
-    return digests(folder / "out")
+    out = undisturbed_run(tmp_path_factory.mktemp("undisturbed"), fasta, "--embeddings")
+    assert shards_done(out) >= NUM_SHARDS
+    return digests(out)
 
 
 @pytest.fixture

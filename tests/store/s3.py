@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import socket
 import subprocess
@@ -9,7 +10,10 @@ import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
+from ops.finish import DERIVED
+from ops.place import place_of
 from tests.crash.harness import until
 
 BUCKET = "results"
@@ -173,3 +177,11 @@ def nth(number: int, fate: str, method: str = "PUT") -> Fate:
         return fate if seen[0] == number + 1 else PASSED
 
     return decide
+
+
+def promised(out: Any) -> dict[str, str]:
+    """sha256 of every table, and of every shard by its number."""
+    place = place_of(out)
+    names = {name: name for name, size in place.sizes(DERIVED).items() if size >= 0}
+    names |= {f"shard {line.shard}": line.file for line in place.manifest().shards.values()}
+    return {name: hashlib.sha256(place.read(file)).hexdigest() for name, file in names.items()}

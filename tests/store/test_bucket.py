@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ops.place import absolute, is_remote, place_of
 from ops.report import gather_report
 from ops.runfile import is_finished, read_run
 from ops.verify import verify_output
-from tests.store.s3 import BUSY, LOST, PASSED, REPLY_LOST, UNCONDITIONAL, Proxy, nth
+from tests.store.s3 import BUSY, LOST, PASSED, REPLY_LOST, UNCONDITIONAL, Proxy, nth, promised
 from tests.unit.output_fixtures import (
     IDENTITY,
     JOB,
@@ -50,14 +51,6 @@ def run_job(out: Any, width: int = 0, check: Any = lambda: None, **options: Any)
             output.commit(gathered(make_account(shard, records), width))
     output.finish(lambda: read_records(JOB))
     output.close()
-
-
-def promised(out: Any) -> dict[str, str]:
-    """sha256 of every table, and of every shard by its number."""
-    place = place_of(out)
-    names = {name: name for name, size in place.sizes(DERIVED).items() if size >= 0}
-    names |= {f"shard {line.shard}": line.file for line in place.manifest().shards.values()}
-    return {name: hashlib.sha256(place.read(file)).hexdigest() for name, file in names.items()}
 
 
 @pytest.fixture
@@ -371,3 +364,20 @@ def test_store_that_does_not_answer(
     with pytest.raises(StoreError, match="s3://bucket/here") as caught:
         open_job("s3://bucket/here")  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def test_commits_side_by_side(store: Proxy, out: str, in_a_folder: dict[str, str]) -> None:
+    # Given a store that takes its time, and threads that commit all shards at once
+    def slowly(method: str, path: str) -> str:
+        time.sleep(0.05)
+        return PASSED
+
+    output = open_job(out, compat=True)
+    store.fate = slowly
+    with ThreadPoolExecutor(len(JOB)) as pool:
+        list(pool.map(lambda shard: commit(output, shard), range(len(JOB))))
+    store.fate = lambda method, path: PASSED
+    # Then each has a line, and the bytes are those of one after the other
+    output.finish(lambda: read_records(JOB))
+    assert len(Bucket(out).listing("manifest")) == 2 + len(JOB)
+    assert promised(out) == in_a_folder

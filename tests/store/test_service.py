@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from ops import bucket
-from ops.finish import DERIVED
 from ops.place import place_of
-from tests.crash.harness import Service, until
-from tests.store.s3 import LOST, PASSED, UNCONDITIONAL, Proxy
+from tests.crash.harness import Service, undisturbed_run, until
+from tests.store.s3 import LOST, PASSED, UNCONDITIONAL, Proxy, promised
 
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
 GENOMES = ["virus_lambda.fa", "virus_SARS-CoV-2.fa", "virus_influenzaA_PR8.fa"]
@@ -43,20 +42,7 @@ def service(store: Proxy, tmp_path: Path) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def in_a_folder(fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What the same job gives in a folder."""
-    folder = tmp_path_factory.mktemp("plain")
-    service = Service(folder)
-    service.start()
-    service.wait(service.submit(fasta, folder / "out", "--embeddings"))
-    service.end()
-    return promised(str(folder / "out"))
-
-
-def promised(out: str) -> dict[str, str]:
-    """sha256 of every table, and of every shard by its number."""
-    place = place_of(out)
-    names = {name: name for name, size in place.sizes(DERIVED).items() if size >= 0}
-    names |= {f"shard {line.shard}": line.file for line in place.manifest().shards.values()}
-    return {name: hashlib.sha256(place.read(file)).hexdigest() for name, file in names.items()}
+    return promised(undisturbed_run(tmp_path_factory.mktemp("plain"), fasta, "--embeddings"))
 
 
 def shards_done(out: str) -> int:
@@ -94,6 +80,11 @@ def test_killed_writer_and_a_store_that_is_away(
     reported = service.vnp("report", out)
     assert reported.stdout.split() == [f"{out}/report.html", f"{out}/vnp_mqc.tsv"]
     assert place_of(out).read("report.html").startswith(b"<!")
+    # And a list of jobs asks the store nothing of one that has ended
+    asked: list[str] = []
+    store.fate = lambda method, path: asked.append(path) or PASSED
+    assert f"{job}  finished  100%" in service.vnp("list").stdout
+    assert asked == []
     # And nothing is left of what was on its way
     scratch = service.state / "scratch"
     assert not scratch.exists() or list(scratch.iterdir()) == []
