@@ -83,7 +83,7 @@ def test_next_job_has_the_device_within_one_batch(
     worker = GpuWorker(
         WorkerSettings(
             state_dir=str(tmp_path),
-        shared_dir=str(tmp_path),
+            shared_dir=str(tmp_path),
             redis_url=redis_server.url,
             identity={},
             node="n",
