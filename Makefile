@@ -6,11 +6,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help env demo test lint bench crash endurance servers install uninstall clean
+.PHONY: help env demo test lint bench crash endurance load servers install uninstall clean
 
 N     ?= 200
 SEED  ?= 1
 REDIS ?= 6.2
+LOAD  ?= --small 200 --large 10 --records 20000
 PREFIX ?= /opt/vnp
 DESTDIR ?=
 
@@ -45,6 +46,9 @@ crash: $(READY)  ## N faults (200) land on a real service; SEED, REDIS=6.2|7.0|8
 
 endurance: $(READY)  ## a million frames, and a thousand jobs beside a large one; some minutes
 	$(BIN)/python -m tests.crash.endurance
+
+load: $(READY)  ## LOAD: many small jobs beside large ones on three nodes; docs/scaling.md
+	$(BIN)/python -m tests.cluster.load $(LOAD)
 
 servers: $(READY)  ## Redis 7.0 and 8.2 for `make crash`, into .servers
 	$(BIN)/python -m tests.crash.servers

@@ -15,6 +15,9 @@ from ops.place import Tail, place_of
 from ops.source import check_readable
 from workers.settings import WorkerSettings
 
+#: An input of so many bytes is read in milliseconds, unless it unpacks to much more.
+SMALL_BYTES = 1 << 20
+
 
 class JobPlan:
     """One unfinished job. `open` maps issued, uncommitted shards to their charge in bytes."""
@@ -27,6 +30,7 @@ class JobPlan:
         self.open: dict[int, int] = {}
         self.committed: set[int] = set()
         self.waits = False  # for its disk
+        self.served = 0  # the planner's count when a shard was last issued
         self._scan: PlanScan | None = None
         self._tail: Tail | None = None
         self._tasks: Iterator[ShardTask] | None = None
@@ -37,6 +41,17 @@ class JobPlan:
     @property
     def needs_plan(self) -> bool:
         return self._plan is None
+
+    @property
+    def is_being_read(self) -> bool:
+        """True in the midst of the first reading, with a file open."""
+        return self._scan is not None
+
+    @property
+    def is_small(self) -> bool:
+        """True when one slice should be enough for the first reading, and none was spent on it."""
+        size = sum(source.size for source in self.spec.inputs)
+        return size <= SMALL_BYTES and not self.is_being_read
 
     @property
     def num_shards(self) -> int:
@@ -51,16 +66,14 @@ class JobPlan:
     @property
     def can_issue(self) -> bool:
         """True once the writer holds the output folder and some shard is neither open nor done."""
-        if self._plan is None or (self._tail is None and not self._find_manifest()):
+        if self._plan is None or self._tail is None:
             return False
         return len(self.committed) + len(self.open) < self._plan.shards
 
-    def _find_manifest(self) -> bool:
-        if self.store.opened(self.id) is None:
-            return False
-        self._tail = place_of(self.spec.out).tail()
-        self.observe_commits()
-        return True
+    def _find_manifest(self) -> None:
+        """Once the writer has opened the folder."""
+        if self._plan is not None and self.store.opened(self.id) is not None:
+            self._tail = place_of(self.spec.out).tail()
 
     def validate(self, slice_s: float) -> None:
         """Reads on in the input for at most slice_s seconds; writes the plan when all is read.
@@ -104,6 +117,8 @@ class JobPlan:
     def observe_commits(self) -> list[int]:
         """Shards that the manifest has named since the last look; they are open no more."""
         if self._tail is None:
+            self._find_manifest()
+        if self._tail is None:
             return []
         new = [line.shard for line in self._tail.poll()]
         self.committed = self._tail.committed
@@ -135,8 +150,6 @@ class JobPlan:
 
     def reset(self, open_shards: dict[int, int]) -> None:
         """Starts over with what Redis still holds; everything else that is missing is due again."""
-        if self._tail is None:
-            self._find_manifest()
         self.observe_commits()
         self.open = {s: c for s, c in open_shards.items() if s not in self.committed}
         self._tasks = self._held = None

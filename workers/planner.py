@@ -35,7 +35,7 @@ CHARGE_PER_BASE = 16
 LEAST_WINDOW, WINDOW_OF_GPU = 8, 4
 #: Of one shard's place in the window; the number of open shards stays bounded.
 LEAST_SHARE = 1 / 8
-#: Inputs whose first reading may be under way at once, each with its open file.
+#: Large inputs whose first reading may be under way at once, each with its open file.
 MAX_READINGS = 8
 #: Between two words on how everything stands, and the number of jobs that these name.
 OVERVIEW_EVERY_S, MAX_OVERVIEW = 1.0, 30
@@ -61,6 +61,7 @@ class Planner:
         self.window = LEAST_WINDOW
         self.tell_full_at = 0.0
         self.turn = 0  # whose input is read on
+        self.issued = 0
         self.next_look = 0.0
         self.last_progress = time.monotonic()
         self.deadline_s = FIRST_DEADLINE_S
@@ -194,22 +195,40 @@ class Planner:
             job.reset({})
 
     def _validate_a_slice(self) -> bool:
-        """Goes on with the first reading of one job's input, each in its turn; True: there was one.
+        """Goes on with first readings: of small inputs, then of a large one in its turn.
 
-        So that a job of ten records does not wait until a million are read.
+        True when there was one.
+        So that a job of ten records does not wait until a million are read, or ten times a million.
         """
-        waiting = [job for job in self.jobs.values() if job.needs_plan][:MAX_READINGS]
-        if not waiting:
-            return False
-        self.turn += 1
-        job = waiting[self.turn % len(waiting)]
+        waiting = [job for job in self.jobs.values() if job.needs_plan]
+        large = [job for job in waiting if not job.is_small]
+        large.sort(key=lambda job: (not job.is_being_read, -job.spec.priority, job.id))
+        del large[MAX_READINGS:]
+        self._read_small(waiting)
+        if large:
+            self.turn += 1
+            self._read_on(large[self.turn % len(large)], SLICE_S)
+        return bool(waiting)
+
+    def _read_small(self, waiting: list[JobPlan]) -> None:
+        """As many as a slice is enough for. One that turns out to be large goes on as such."""
+        if sum(job.is_being_read for job in waiting) >= 2 * MAX_READINGS:
+            return
+        until = time.monotonic() + SLICE_S
+        small = [job for job in waiting if job.is_small]
+        for job in sorted(small, key=lambda job: (-job.spec.priority, job.id)):
+            if time.monotonic() > until:
+                return
+            self._read_on(job, SLICE_S)
+
+    def _read_on(self, job: JobPlan, slice_s: float) -> None:
         try:
-            job.validate(SLICE_S)
+            job.validate(slice_s)
         except VnpError as error:
             self._fail(job.id, error)
+            return
         if not job.needs_plan:
             self.log.info("job.planned", message=job.describe_plan(), **{"job.id": job.id})
-        return True
 
     def _tell_progress(self) -> None:
         """One line per running job every heartbeat_s, so that a log shows life."""
@@ -252,6 +271,14 @@ class Planner:
         )
 
     def _fill_window(self) -> bool:
+        """Issues shards until the window is full or dry, or a slice is over; False: none."""
+        until = time.monotonic() + SLICE_S
+        issued = False
+        while time.monotonic() < until and self._issue_next():
+            issued = True
+        return issued
+
+    def _issue_next(self) -> bool:
         """Issues one shard of the job whose turn it is; False when the window is full or dry."""
         if not self._window_has_room():
             return False
@@ -260,7 +287,7 @@ class Planner:
                 task = job.next_task()
             except VnpError as error:
                 self._fail(job.id, error)
-                return True
+                return False
             if task is not None:
                 return self._issue(job, task)
         return False
@@ -280,6 +307,8 @@ class Planner:
             job.reset(job.open)  # the task is gone from the stream of tasks: cut it again
             raise
         job.open[task.shard] = charge
+        self.issued += 1
+        job.served = self.issued
         return True
 
     def _window_has_room(self) -> bool:
@@ -295,9 +324,14 @@ class Planner:
         return shares == 0 or (within and shares < (self.settings.window_shards or self.window))
 
     def _jobs_in_turn(self) -> list[JobPlan]:
-        """Higher priority first; among equals fewest open shards, then the oldest job."""
+        """Higher priority first; among equals fewest open shards, then whoever waits longest.
+
+        By age instead, jobs beyond the window's places would wait until older ones have ended.
+        """
         ready = [job for job in self.jobs.values() if job.can_issue and not job.waits]
-        return sorted(ready, key=lambda job: (-job.spec.priority, len(job.open), job.id))
+        return sorted(
+            ready, key=lambda job: (-job.spec.priority, len(job.open), job.served, job.id)
+        )
 
     def close(self) -> None:
         self.role.give_up()

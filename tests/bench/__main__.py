@@ -10,7 +10,10 @@ import platform
 import sys
 from importlib.metadata import version
 
-NAMES = ("packer", "encoder", "broker", "writer", "memory", "record", "alike")
+NAMES = (
+    *("packer", "encoder", "broker", "writer", "memory", "record", "alike"),
+    *("planner", "results"),
+)
 
 
 def main() -> None:

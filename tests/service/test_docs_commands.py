@@ -58,6 +58,7 @@ NOT_HERE = {
     "vnp verify results --recompute": "takes as long as the job: tests/service/test_repair.py",
     "vnp-submit genomes.fa.gz --out s3:": "needs an object store: tests/store has one",
     "vnp verify s3:": "needs an object store: tests/store has one",
+    "python -m tests.": "takes minutes: benchmarks and loads",
     "python -m tools.": "takes hours, or a GPU: how models were made and measured",
     "python -m ops.known_answer": "writes into the package",
     "python prediction.py": "is the original program's",
