@@ -1,1 +1,1 @@
-"""Several nodes of this machine: in network namespaces around one Redis over TLS, and under load."""
+"""Several nodes of this machine: in network namespaces around a Redis with TLS; under load."""
