@@ -1,1 +1,1 @@
-"""Several nodes in network namespaces of this machine, around one Redis over TLS."""
+"""Several nodes of this machine: in network namespaces around a Redis with TLS; under load."""
