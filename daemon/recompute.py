@@ -21,6 +21,7 @@ from ops.cut import CutParams, cut_shards, plan_input
 from ops.dna_tokens import DnaTokenizer
 from ops.engine import Engine
 from ops.errors import CorruptionError
+from ops.files import RUN
 from ops.finish import read_shard_of
 from ops.gather import ShardGather
 from ops.identity import Identity
@@ -30,7 +31,7 @@ from ops.nouns import ShardTask
 from ops.packing import Budgets
 from ops.place import Place, place_of
 from ops.prepare import prepare
-from ops.runfile import RUN, read_run
+from ops.runfile import read_run
 from ops.shardfile import build_shard
 from workers.gpu import engine_spec
 from workers.settings import WorkerSettings

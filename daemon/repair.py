@@ -13,9 +13,10 @@ from daemon.config import Config
 from daemon.run import run_foreground
 from daemon.show import plural, verify
 from ops.errors import CorruptionError, UsageError
+from ops.files import RUN
 from ops.place import is_remote, place_of
 from ops.repair import repair_output
-from ops.runfile import EX_SOME_FAILED, RUN, read_run
+from ops.runfile import EX_SOME_FAILED, read_run
 
 
 def repair(config: Config, name: str) -> int:

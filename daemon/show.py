@@ -19,7 +19,6 @@ from ops.errors import ConfigError, NoInputError, PermissionDeniedError, Unavail
 from ops.jobs import JobStore
 from ops.modelstore import ModelCard
 from ops.place import place_of
-from ops.runfile import read_run
 
 FOLLOW_POLL_S, JOURNAL_POLL_S = 0.2, 1.0
 WATCH_EVERY_S = 2.0
@@ -206,6 +205,8 @@ def results(config: Config, name: str, partial: bool) -> None:
         raise NoInputError(
             f"{name} has not finished; `vnp results --partial {name}` shows what is done"
         ) from None
+    from ops.runfile import read_run
+
     for note in (read_run(place) or {}).get("notes", []):
         click.echo(f"vnp: {note}", err=True)
 

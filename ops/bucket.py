@@ -40,7 +40,7 @@ from obstore.store import from_url
 from ops import errors
 from ops.durable import describe_os_error, make_dir
 from ops.errors import CorruptionError, FencedError, OutputError, StoreError
-from ops.finish import DERIVED
+from ops.files import DERIVED, RUN
 from ops.manifest import (
     EpochLine,
     HeaderLine,
@@ -50,7 +50,6 @@ from ops.manifest import (
     decode_line,
     encode_line,
 )
-from ops.runfile import RUN
 
 MANIFEST_FOLDER, SHARDS_FOLDER = "manifest", "shards"
 #: Of one request, and of all its tries together.

@@ -25,8 +25,6 @@ from ops.calls import FRAMES
 from ops.nouns import F32, Account, Status
 from ops.shardfile import ShardData
 
-PREDICTIONS = "prediction_results.txt"
-HIGHEST = "prediction_results_highestscore.csv"
 PREDICTIONS_HEADER = b"Sequence_ID\tPrediction\tscore1\tscore2\n"
 HIGHEST_HEADER = b"Modified_ID\tIs_Virus\n"
 #: Sorted in memory at once, bytes of ids and scores; runs merged at once (open files).

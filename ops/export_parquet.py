@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from ops.durable import atomic_file, describe_os_error, make_dir
 from ops.errors import ConfigError
 from ops.export import ROW_COLUMNS, ExportRows, Out, Source, export_rows, open_source
-from ops.finish import CHUNKS, SEQUENCES
+from ops.files import CHUNKS, SEQUENCES
 from ops.nouns import Dtype
 from ops.tables import escape
 

@@ -6,31 +6,31 @@ same bytes, so a crash in the middle needs no repair.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from ops.compat import HIGHEST, PREDICTIONS, CompatWriter
+from ops.compat import CompatWriter
 from ops.durable import atomic_file, make_subfolder
 from ops.errors import CorruptionError
+from ops.files import (
+    CHUNKS,
+    COMPAT,
+    DERIVED,
+    HIGHEST,
+    PREDICTIONS,
+    SEQUENCES,
+    VIRUSES,
+    file_digest,
+)
 from ops.identity import Identity
-from ops.manifest import ShardLine
 from ops.place import Place
 from ops.shardfile import ShardData, read_shard
 from ops.tables import Counts, TableWriter
 from ops.virusfasta import RecordPiece, write_virus_fasta
 
-SEQUENCES, CHUNKS, VIRUSES, COMPAT = "sequences.tsv", "chunks.tsv", "virus.fasta.gz", "compat"
-#: Everything that can be made again from the shards, in OUT.
-DERIVED = (SEQUENCES, CHUNKS, VIRUSES, f"{COMPAT}/{PREDICTIONS}", f"{COMPAT}/{HIGHEST}")
 ReadRecords = Callable[[], Iterable[RecordPiece]]
-
-
-def shard_file(shard: int) -> str:
-    """Where a shard lies in a folder; a function of its number alone."""
-    return f"shards/shard-{shard:06d}.h5"
 
 
 def read_shards(
@@ -137,14 +137,3 @@ def describe_files(out: Path) -> dict[str, dict[str, Any]]:
         for name in DERIVED
         if (out / name).exists()
     }
-
-
-def is_sound(path: Path, line: ShardLine) -> bool:
-    """True when a shard file has the bytes that its line committed."""
-    return path.is_file() and path.stat().st_size == line.bytes and file_digest(path) == line.sha256
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -26,7 +26,7 @@ from ops.durable import (
     write_new,
 )
 from ops.errors import CorruptionError, OutputError
-from ops.finish import COMPAT, DERIVED, is_sound, shard_file
+from ops.files import COMPAT, DERIVED, RUN, is_sound, shard_file
 from ops.manifest import (
     MANIFEST,
     EpochLine,
@@ -38,7 +38,6 @@ from ops.manifest import (
     encode_line,
     read_manifest,
 )
-from ops.runfile import RUN
 
 LOCK = ".lock"
 

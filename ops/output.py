@@ -16,13 +16,14 @@ from typing import Any
 
 from ops.durable import describe_os_error
 from ops.errors import IdentityError, InternalError
+from ops.files import RUN
 from ops.finish import ReadRecords, Tables, describe_files, read_shards, write_results
 from ops.gather import ShardGather
 from ops.identity import mismatch, require_same
 from ops.jobs import JobSpec, Plan, utc_now
 from ops.manifest import EpochLine, HeaderLine, ManifestState, ShardLine
 from ops.place import Hold, Place, place_of
-from ops.runfile import RUN, describe_run, encode_run
+from ops.runfile import describe_run, encode_run
 from ops.shardfile import ShardData, build_shard
 from ops.tables import Counts
 from ops.totals import check_totals, remarks

@@ -13,7 +13,7 @@ from typing import Any
 
 from ops.durable import FileLock, describe_os_error, remove_durably, write_atomic
 from ops.errors import CorruptionError
-from ops.finish import shard_file
+from ops.files import RUN, shard_file
 from ops.folder import LOCK, Folder
 from ops.identity import Identity
 from ops.manifest import (
@@ -25,7 +25,7 @@ from ops.manifest import (
     decode_line,
     encode_line,
 )
-from ops.runfile import RUN, encode_run, read_run
+from ops.runfile import encode_run, read_run
 from ops.verify import verify_output
 
 

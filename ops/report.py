@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.errors import NoInputError
-from ops.finish import CHUNKS, SEQUENCES
+from ops.files import CHUNKS, SEQUENCES
 from ops.place import Place, place_of
 from ops.runfile import read_run
 

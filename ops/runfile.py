@@ -10,12 +10,12 @@ from typing import Any
 
 from ops import __version__
 from ops.errors import CorruptionError
+from ops.files import RUN
 from ops.jobs import JobSpec, Plan, utc_now
 from ops.manifest import EpochLine
 from ops.nouns import Status
 from ops.place import Place, place_of
 
-RUN = "run.json"
 FORMAT = 1
 EX_SOME_FAILED = 1
 _PACKAGES = ("torch", "numpy", "h5py", "tokenizers")

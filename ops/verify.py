@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from ops.errors import CorruptionError, NoInputError, VnpError
-from ops.finish import CHUNKS, SEQUENCES, VIRUSES, file_digest, is_sound
+from ops.files import CHUNKS, RUN, SEQUENCES, VIRUSES, file_digest, is_sound
 from ops.gather import row_keys
 from ops.manifest import MANIFEST, HeaderLine, ManifestState, ShardLine
 from ops.partial import Nowhere
 from ops.place import Place, place_of
-from ops.runfile import RUN, read_run
+from ops.runfile import read_run
 from ops.shardfile import ShardData, read_shard
 from ops.tables import Counts, TableWriter
 

@@ -53,8 +53,11 @@ UPLOAD_THREADS = 4
 ADOPT_EVERY_S = 0.1
 #: Output folders held open at once, each with two files and the shards being gathered.
 MAX_OPEN_JOBS = 64
-#: Folders that are opened or finished at once: a large one must not hold up small ones.
-OUTPUT_THREADS = 4
+#: Folders that are opened or finished at once. Large jobs have threads of their own: those that
+#: began together end together, and their tables would hold up all small ones.
+OUTPUT_THREADS, LARGE_THREADS = 4, 2
+#: A job of so many shards is large.
+LARGE_FROM = 16
 #: After something that the file system did not take (a full disk, say) and before the next try.
 RETRY_S = 2.0
 #: Jobs whose tables are written ahead at once: commits have the processor before them.
@@ -74,10 +77,12 @@ class Writer:
         self.lock = FileLock(Path(settings.state_dir) / "writer.lock")
         self.store = JobStore(Path(settings.shared_dir))
         self.jobs: dict[str, OpenJob] = {}
+        self.priorities: dict[str, int] = {}
         self.next_adoption = 0.0
         self.committer = ThreadPoolExecutor(1, "commit")
         self.uploader = ThreadPoolExecutor(UPLOAD_THREADS, "upload")
         self.outputs = ThreadPoolExecutor(OUTPUT_THREADS, "outputs")
+        self.large_outputs = ThreadPoolExecutor(LARGE_THREADS, "large-outputs")
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.lease = LeaseKeeper(self.broker, RESULTS, settings.lease_s)
         self.role = RoleLease(self.broker, "writer", settings.lease_s)
@@ -119,12 +124,23 @@ class Writer:
         running = self.store.running()
         for job in [job for job in self.jobs if job not in running]:
             self._let_go(job)
+        for job in self.priorities.keys() - set(running):
+            del self.priorities[job]
         room = MAX_OPEN_JOBS - sum(not held.waits_for for held in self.jobs.values())
         if room > 0:
             new = [job for job in running if job not in self.jobs]
-            new.sort(key=lambda job: self.store.opened(job) is None)
+            new.sort(key=lambda job: (self.store.opened(job) is None, -self._priority(job), job))
             for job in new[:room]:
                 self._adopt(job)
+
+    def _priority(self, job: str) -> int:
+        """Of a job that waits to be opened; read once, since thousands may wait."""
+        if job not in self.priorities:
+            try:
+                self.priorities[job] = self.store.spec(job).priority
+            except VnpError:  # a damaged job file, which its adoption tells of
+                self.priorities[job] = 0
+        return self.priorities[job]
 
     def _adopt(self, job: str) -> None:
         try:
@@ -217,11 +233,16 @@ class Writer:
 
     def _advance_opening(self, job: str, held: OpenJob) -> None:
         if held.opening is None and held.retry_at <= time.monotonic():
-            held.opening = self.outputs.submit(self._open, job, held)
+            held.opening = self._pool_of(job).submit(self._open, job, held)
         elif held.opening is not None and held.opening.done():
             opening, held.opening = held.opening, None
             held.output = opening.result()
             self._begin(job, held, held.output)
+
+    def _pool_of(self, job: str) -> ThreadPoolExecutor:
+        """The threads that open and finish the folder of such a job."""
+        is_large = self.store.plan(job).shards >= LARGE_FROM
+        return self.large_outputs if is_large else self.outputs
 
     def _open(self, job: str, held: OpenJob) -> Output:
         """In the thread of outputs."""
@@ -295,7 +316,7 @@ class Writer:
         if held.ahead is None:
             others = sum(other.ahead is not None for other in self.jobs.values())
             if output.can_write_ahead and others < AHEAD_JOBS:
-                held.ahead = self.outputs.submit(output.write_ahead, held.check)
+                held.ahead = self.large_outputs.submit(output.write_ahead, held.check)
         elif held.ahead.done():
             ahead, held.ahead = held.ahead, None
             if (error := ahead.exception()) is not None:
@@ -330,7 +351,7 @@ class Writer:
                 "gpus": self._devices(),
                 "preemptions_survived": self.store.preemptions(job),
             }
-            held.finishing = self.outputs.submit(self._finish, held, facts)
+            held.finishing = self._pool_of(job).submit(self._finish, held, facts)
         elif held.finishing is not None and held.finishing.done():
             finishing, held.finishing = held.finishing, None
             self._end(job, self._outcome(finishing.result()))
@@ -372,6 +393,7 @@ class Writer:
         self.committer.shutdown()
         self.uploader.shutdown()
         self.outputs.shutdown()
+        self.large_outputs.shutdown()
         self.role.give_up()
         self.broker.close()
         self.lock.release()

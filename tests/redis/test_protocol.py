@@ -34,6 +34,7 @@ class Protocol(RuleBasedStateMachine):
         self.brokers = {name: self.connect(name) for name in WORKERS}
         self.hands: dict[str, list[Entry]] = {name: [] for name in WORKERS}
         self.issued: list[bytes] = []
+        self.lapsed: set[bytes] = set()  # entries whose lease was let expire
         self.done: list[bytes] = []
 
     def connect(self, name: str) -> Broker:
@@ -59,7 +60,10 @@ class Protocol(RuleBasedStateMachine):
         if held == self.raw.xlen(self.key(TASKS)):  # a take that finds nothing costs 0.1 s
             return
         for entry in broker.take(TASKS, count, 1):
-            assert entry.id not in {held.id for held in self.hands[name]}
+            if any(held.id == entry.id for held in self.hands[name]):
+                # Its lease had ended unseen, another one took it and gave it back: it comes again.
+                assert entry.id.encode() in self.lapsed
+                self.hands[name] = [held for held in self.hands[name] if held.id != entry.id]
             broker.hold(TASKS, entry.id)
             self.hands[name].append(entry)
 
@@ -108,6 +112,7 @@ class Protocol(RuleBasedStateMachine):
         """Time passes for what this worker holds; it does not know it yet."""
         pending = self.raw.xpending_range(self.key(TASKS), GROUPS[TASKS], "-", "+", 99, name)
         ids = [entry["message_id"] for entry in pending]
+        self.lapsed.update(ids)
         if ids:
             idle = {"idle": 10**9, "justid": True}
             self.raw.xclaim(self.key(TASKS), GROUPS[TASKS], name, 0, ids, **idle)

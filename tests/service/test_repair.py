@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.finish import shard_file
+from ops.files import shard_file
 from ops.manifest import encode_line, read_manifest
 from ops.shardfile import build_shard, read_shard
 from tests.crash.harness import Service, digests

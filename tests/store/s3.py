@@ -12,7 +12,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from ops.finish import DERIVED
+from ops.files import DERIVED
 from ops.place import place_of
 from tests.crash.harness import until
 

@@ -20,7 +20,7 @@ from ops.errors import (
     StoreError,
 )
 from ops.export import export
-from ops.finish import DERIVED
+from ops.files import DERIVED
 from ops.output import Output
 from ops.partial import write_partial
 from ops.place import absolute, is_remote, place_of

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from ops.errors import CorruptionError, OutputError
+from ops.files import RUN
 from ops.manifest import MANIFEST, read_manifest
 from ops.output import Output
 from ops.repair import repair_output
-from ops.runfile import RUN
 from ops.verify import verify_output
 from tests.unit.output_fixtures import JOB, open_job, run_job
 
