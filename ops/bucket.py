@@ -191,13 +191,13 @@ class Bucket:
         with self.translated(""):
             obstore.delete(self._store, names)
 
-    def hold(self, *, again: bool) -> BucketHold:
+    def hold(self, job: str, *, again: bool) -> BucketHold:
         self._require_condition()
         if again and self.line(0) is None:
             error = OutputError(f"{self} is gone; put it back, or cancel and submit anew")
             error.may_pass = True
             raise error
-        return BucketHold(self)
+        return BucketHold(self, job)
 
     def _require_condition(self) -> None:
         """Tries the store with a key of its own. Raises OutputError when it lets a second writer
@@ -252,27 +252,41 @@ def record(number: int) -> str:
 
 
 class BucketHold:
-    """A prefix in the hands of a writer: nobody else's lines follow its own, or it is fenced."""
+    """A prefix in the hands of a writer: nobody else's lines follow its own, or it is fenced.
 
-    def __init__(self, bucket: Bucket) -> None:
+    What is not put on a condition (tables, run.json, removals) is preceded by a look whether the
+    prefix is still ours: a writer that stood still must not undo what its successor has done.
+    """
+
+    def __init__(self, bucket: Bucket, job: str) -> None:
         self._bucket = bucket
+        self._job = job
         self._next = self._epoch = 0
-        self._job = ""
 
     def clear(self) -> None:
         """The lines stay, since their numbers are the fence; a new header begins anew."""
         sizes = self._bucket.sizes((RUN, *DERIVED))
-        self._bucket.delete([name for name, size in sizes.items() if size >= 0])
+        if not self._has_begun(self._read_journal()):
+            self._bucket.delete([name for name, size in sizes.items() if size >= 0])
+
+    def _read_journal(self) -> ManifestState:
+        try:
+            state, self._next = self._bucket.journal()
+        except FileNotFoundError:
+            state, self._next = ManifestState(), 0
+        return state
+
+    def _has_begun(self, state: ManifestState) -> bool:
+        """True when a writer of this job was here before."""
+        return any(epoch.job == self._job for epoch in state.epochs)
 
     def begin(self, ours: HeaderLine, *, anew: bool) -> ManifestState:
         while True:
-            try:
-                state, self._next = self._bucket.journal()
-            except FileNotFoundError:
-                self._refuse_foreign_files()
-                state, self._next = ManifestState(), 0
-            if state.header is not None and not anew:
+            state = self._read_journal()
+            if state.header is not None and (not anew or self._has_begun(state)):
                 return state
+            if state.header is None:
+                self._refuse_foreign_files()
             if self._bucket.create(record(self._next), encode_line(ours)):
                 self._next += 1
                 state.apply(ours)
@@ -293,13 +307,18 @@ class BucketHold:
     def start_epoch(
         self, state: ManifestState, describe: Callable[[int], EpochLine]
     ) -> ManifestState:
+        header = state.header
         while True:
             ours = describe(state.epoch + 1)
             if self._put_line(ours):
-                self._epoch, self._job = ours.epoch, ours.job
+                self._epoch = ours.epoch
                 state.apply(ours)
                 return state
             state, self._next = self._bucket.journal()
+            if state.header != header:  # nobody has compared this one with the job
+                raise OutputError(
+                    f"{self._bucket} was begun anew by another job just now; choose another --out"
+                )
 
     def require_shards(self, state: ManifestState, check: Callable[[], None]) -> None:
         """By their sizes: the store keeps their bytes, and `vnp verify` reads them."""
@@ -321,6 +340,12 @@ class BucketHold:
         while not self._put_line(line):
             self._require_not_fenced(self._bucket.line(self._next))
             self._next += 1  # of a writer that we have fenced off: it counts for nothing
+
+    def _require_ours(self) -> None:
+        """Raises as `append` does."""
+        while (theirs := self._bucket.line(self._next)) is not None:
+            self._require_not_fenced(theirs)
+            self._next += 1
 
     def _require_not_fenced(self, theirs: Line | None) -> None:
         newer = isinstance(theirs, EpochLine) and theirs.epoch > self._epoch
@@ -349,9 +374,11 @@ class BucketHold:
             yield folder
             for name in DERIVED:
                 if (folder / name).exists():
+                    self._require_ours()
                     self._bucket.upload(name, folder / name)
 
     def write(self, name: str, data: bytes) -> None:
+        self._require_ours()
         self._bucket.write(name, data)
 
     def sweep(self, named: Iterable[str]) -> None:

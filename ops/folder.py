@@ -82,7 +82,7 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         write_atomic(self.out / name, data)
 
-    def hold(self, *, again: bool) -> FolderHold:
+    def hold(self, job: str, *, again: bool) -> FolderHold:
         if again:
             _require_there(self.out)
         else:

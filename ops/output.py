@@ -70,7 +70,7 @@ class Output:
         """
         place = place_of(out, scratch)
         try:
-            hold = place.hold(again=again)
+            hold = place.hold(spec.id, again=again)
             try:
                 if force:
                     hold.clear()

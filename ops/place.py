@@ -57,8 +57,8 @@ class Place(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Replaces a file, whole or not at all."""
 
-    def hold(self, *, again: bool) -> Hold:
-        """Takes it for writing. again: the job has held it before, so it must be there.
+    def hold(self, job: str, *, again: bool) -> Hold:
+        """Takes it for a job's writing. again: the job has held it before, so it must be there.
 
         Raises OutputError: in use, not writable, away.
         """
@@ -68,7 +68,8 @@ class Hold(Protocol):
     """A place in the hands of its one writer."""
 
     def clear(self) -> None:
-        """Removes an earlier job's files; interrupted anywhere, what is left is consistent."""
+        """Removes an earlier job's files; interrupted anywhere, what is left is consistent. Those
+        of the very job stay where another writer of it may have begun anew before."""
 
     def begin(self, ours: HeaderLine, *, anew: bool) -> ManifestState:
         """What the manifest says; a new one when there is none, or when it is to begin anew."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tests.unit.output_fixtures import (
     commit,
     gathered,
     make_account,
+    make_plan,
     make_spec,
     open_job,
     read_records,
@@ -158,6 +160,76 @@ def test_two_writers_that_begin_at_the_same_moment(store: Proxy, out: str) -> No
     assert [epoch.epoch for epoch in place_of(out).manifest().epochs] == [1, 2]
     with pytest.raises(FencedError):
         commit(rivals[0], 1)
+
+
+def during(store: Proxy, method: str, name: str, act: Callable[[], object]) -> None:
+    """Does something at the moment when the first request of a name arrives, before it is let
+    through: what happens to a writer whose request was under way for long."""
+    done: list[bool] = []
+
+    def fate(asked: str, path: str) -> str:
+        if asked == method and name in path and not done:
+            done.append(True)
+            act()
+        return PASSED
+
+    store.fate = fate
+
+
+def test_job_is_not_mixed_with_one_that_begins_anew_at_the_same_moment(
+    store: Proxy, out: str
+) -> None:
+    # Given a job that has found its own header, and at that moment one of another input is forced
+    plan = make_plan(JOB, digest="sha256:other")
+    other: list[Output] = []
+
+    def begin_other() -> None:
+        other.append(Output.open(out, make_spec(out, id="job2"), plan, force=True))
+        commit(other[0], 0)
+
+    during(store, "PUT", record(1), begin_other)
+    # Then the first one takes nothing over that is not its own, and the other one goes on
+    with pytest.raises(OutputError, match="begun anew"):
+        open_job(out)
+    commit(other[0], 1, 2, 3)
+    assert {epoch.job for epoch in place_of(out).manifest().epochs} == {"job2"}
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("GET", "list-type=2"), ("GET", record(0)), ("PUT", record(0))]
+)
+def test_writer_that_was_to_begin_anew_and_wakes_late(
+    store: Proxy, out: str, in_a_folder: dict[str, str], method: str, name: str
+) -> None:
+    # Given the writer of a forced job that stood still until its successor had done all of it
+    def overtake() -> None:
+        output = Output.open(out, make_spec(out, compat=True), PLAN, force=True)
+        commit(output, 0, 1, 2, 3)
+        output.finish(lambda: read_records(JOB))
+
+    during(store, method, name, overtake)
+    # Then it finds its own job's results, and leaves them
+    late = Output.open(out, make_spec(out, compat=True), PLAN, force=True)
+    assert late.committed == {0, 1, 2, 3}
+    assert promised(out) == in_a_folder
+
+
+def test_writer_that_wakes_late_does_not_write_over_a_finished_run(store: Proxy, out: str) -> None:
+    # Given a writer that checks the shards, and a successor that finishes the job meanwhile
+    commit(open_job(out), 0)
+    asked: list[bool] = []
+
+    def overtake() -> None:
+        if not asked:
+            asked.append(True)
+            run_job(out)
+
+    # Then it is told that it is late, and what the run says of itself stays
+    with pytest.raises(FencedError):
+        Output.open(out, make_spec(out), PLAN, check=overtake)
+    run = read_run(place_of(out))
+    assert run is not None
+    assert run["state"] == "finished"
 
 
 @pytest.mark.parametrize("fate", [LOST, REPLY_LOST, BUSY])
