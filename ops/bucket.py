@@ -16,6 +16,7 @@ Credentials are the store's usual ones: variables (AWS_*, GOOGLE_*, AZURE_*), or
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -53,6 +54,9 @@ from ops.manifest import (
 from ops.runfile import RUN
 
 MANIFEST_FOLDER, SHARDS_FOLDER = "manifest", "shards"
+#: Names that we give; whatever else lies there is somebody else's.
+_RECORD = re.compile(r"manifest/[0-9]{10}\.json")
+_SHARD = re.compile(r"shards/shard-[0-9]{6,}-([0-9]{5,})\.h5")
 #: Of one request, and of all its tries together.
 REQUEST_LIMIT_S, RETRIES, RETRY_LIMIT_S = 60, 8, 120
 HASTE_LIMIT_S = 5
@@ -79,9 +83,13 @@ def open_store(url: str, *, in_haste: bool = False) -> Any:
         "retry_timeout": timedelta(seconds=RETRY_LIMIT_S),
     }
     try:
-        return from_url(url, client_options=options, retry_config=retries)  # type: ignore[call-overload]
+        store = from_url(url, client_options=options, retry_config=retries)  # type: ignore[call-overload]
     except (BaseError, ValueError) as error:
         raise errors.ConfigError(f"{url} cannot be used: {_first_line(error)}") from error
+    if (store.prefix or "") != "/".join(url.split("/")[3:]):
+        # As a URL it means another place, perhaps that of another job.
+        raise errors.ConfigError(f"{url} cannot be used: leave out ? # % and folders named . or ..")
+    return store
 
 
 def _first_line(error: Exception) -> str:
@@ -110,7 +118,7 @@ class Bucket:
 
     def journal(self) -> tuple[ManifestState, int]:
         """What the manifest says, and the number of its next line."""
-        listed = len(self.listing(MANIFEST_FOLDER))
+        listed = sum(_RECORD.fullmatch(name) is not None for name in self.listing(MANIFEST_FOLDER))
         with ThreadPoolExecutor(READERS) as pool:
             lines = list(pool.map(self.line, range(listed)))
         for number in count(listed):  # what a slow listing does not know yet
@@ -362,9 +370,16 @@ class BucketHold:
     def _put_line(self, line: EpochLine | ShardLine) -> bool:
         """Puts it under the next number; False when somebody else's stands there."""
         name, data = record(self._next), encode_line(line)
-        # Ours may be there already: a reply was lost, and the request was sent again.
-        if not self._bucket.create(name, data) and self._bucket.read(name) != data:
-            return False
+        if not self._bucket.create(name, data):
+            try:
+                found = self._bucket.read(name)
+            except FileNotFoundError as error:  # refused for the moment: 409
+                raise StoreError(
+                    f"{self._bucket.path(name)} is asked for by others at the same time"
+                ) from error
+            # Ours may be there already: a reply was lost, and the request was sent again.
+            if found != data:
+                return False
         self._next += 1
         return True
 
@@ -384,15 +399,15 @@ class BucketHold:
     def sweep(self, named: Iterable[str]) -> None:
         """Of past epochs only: what a later one has put, its own lines will name."""
         stray = self._bucket.listing(SHARDS_FOLDER).keys() - set(named)
-        self._bucket.delete(sorted(name for name in stray if _epoch_of(name) <= self._epoch))
+        self._bucket.delete(sorted(name for name in stray if self._is_past(name)))
+
+    def _is_past(self, name: str) -> bool:
+        """True for a shard's file of this writer, or of one before it."""
+        shard = _SHARD.fullmatch(name)
+        return shard is not None and int(shard[1]) <= self._epoch
 
     def release(self) -> None:
         """Nothing is held: who comes next begins a new epoch."""
-
-
-def _epoch_of(name: str) -> int:
-    """Of the writer of a shard's file."""
-    return int(name.rpartition("-")[2].removesuffix(".h5"))
 
 
 class BucketTail:

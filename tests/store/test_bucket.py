@@ -13,6 +13,7 @@ import pytest
 from ops import bucket as bucket_module
 from ops.bucket import Bucket, record
 from ops.errors import (
+    ConfigError,
     CorruptionError,
     FencedError,
     IdentityError,
@@ -27,7 +28,17 @@ from ops.place import absolute, is_remote, place_of
 from ops.report import gather_report
 from ops.runfile import is_finished, read_run
 from ops.verify import verify_output
-from tests.store.s3 import BUSY, LOST, PASSED, REPLY_LOST, UNCONDITIONAL, Proxy, nth
+from tests.store.s3 import (
+    BUCKET,
+    BUSY,
+    CONFLICT,
+    LOST,
+    PASSED,
+    REPLY_LOST,
+    UNCONDITIONAL,
+    Proxy,
+    nth,
+)
 from tests.unit.output_fixtures import (
     IDENTITY,
     JOB,
@@ -331,6 +342,42 @@ def test_prefix_with_files_of_somebody_else(store: Proxy, out: str) -> None:
     with pytest.raises(OutputError, match="so it is no output of vnp"):
         open_job(out)
     assert Bucket(out).read("run.json") == b"mine"
+
+
+def test_files_of_others_among_ours(store: Proxy, out: str) -> None:
+    """Folder markers of a console, a nested output, what a tool has left."""
+    strangers = ["shards", "shards/notes.txt", "shards/shards/shard-000000-00001.h5", "manifest/x"]
+    for name in strangers:
+        Bucket(out).write(name, b"not ours")
+    run_job(out)
+    assert verify_output(out).ok
+    assert Bucket(out).listing().keys() >= set(strangers)
+
+
+@pytest.mark.parametrize("tail", ["a#1", "a?b", "a%20b", "a/../b", "a/./b", "a//b"])
+def test_prefix_that_urls_read_as_another_one(store: Proxy, tail: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be used"):
+        Bucket(f"s3://bucket/{tail}")
+
+
+@pytest.mark.parametrize("name", ["", "/", "/a b", "/a+b&c=d", "/\u00fc/x"])
+def test_prefix_of_any_other_letters(store: Proxy, name: str) -> None:
+    place = Bucket(f"s3://{BUCKET}{name}")
+    place.write("odd.txt", b"x")
+    assert "odd.txt" in place.listing()
+    assert place.read("odd.txt") == b"x"
+    place.delete(["odd.txt"])
+
+
+def test_two_requests_at_once_for_a_line_are_tried_again(store: Proxy, out: str) -> None:
+    # Given a store that answers 409 while another request for the same name is under way
+    output = open_job(out)
+    store.fate = nth(1, CONFLICT)  # the shard, then its line
+    with pytest.raises(StoreError, match="at the same time") as caught:
+        commit(output, 0)
+    assert caught.value.may_pass
+    commit(output, 0)
+    assert place_of(out).manifest().shards.keys() == {0}
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
