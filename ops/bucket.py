@@ -15,6 +15,7 @@ Credentials are the store's usual ones: variables (AWS_*, GOOGLE_*, AZURE_*), or
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -23,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -65,6 +66,8 @@ READ_BYTES = 8 << 20
 READERS = 16
 #: Stores that were seen to keep the condition, by scheme and bucket.
 _TRIED: set[str] = set()
+#: Stores that did not answer, by scheme and bucket, and until when nobody asks again (monotonic).
+_AWAY: dict[str, float] = {}
 
 
 def open_store(url: str, *, in_haste: bool = False) -> Any:
@@ -110,6 +113,11 @@ class Bucket:
     def path(self, name: str) -> str:
         return f"{self.url}/{name}"
 
+    @property
+    def store(self) -> str:
+        """Scheme and bucket."""
+        return "/".join(self.url.split("/")[:3])
+
     # -- reading -----------------------------------------------------------------------------------
 
     def manifest(self) -> ManifestState:
@@ -146,8 +154,8 @@ class Bucket:
             raise CorruptionError(f"{self.path(record(number))} is damaged; restore it")
         return line
 
-    def tail(self) -> BucketTail:
-        return BucketTail(Bucket(self.url, in_haste=True))
+    def tail(self, slice_s: float = math.inf) -> BucketTail:
+        return BucketTail(Bucket(self.url, in_haste=True), slice_s)
 
     def read(self, name: str) -> bytes:
         with self.translated(name):
@@ -210,7 +218,7 @@ class Bucket:
     def _require_condition(self) -> None:
         """Tries the store with a key of its own. Raises OutputError when it lets a second writer
         replace what a first one has put."""
-        store = "/".join(self.url.split("/")[:3])
+        store = self.store
         if store in _TRIED:
             return
         name = f".vnp-condition-{secrets.token_hex(8)}"
@@ -411,38 +419,67 @@ class BucketHold:
 
 
 class BucketTail:
-    """Follows the manifest line by line; at most one request a second when there is nothing new."""
+    """Follows the manifest; at most one request a second when there is nothing new.
 
-    EVERY_S = 1.0
+    A store that does not answer has nothing new, and is not asked for a while, by no tail of this
+    process: each try takes its time, and there may be many jobs.
+    """
 
-    def __init__(self, bucket: Bucket) -> None:
+    EVERY_S, AWAY_S = 1.0, 10.0
+
+    def __init__(self, bucket: Bucket, slice_s: float) -> None:
         self._bucket = bucket
+        self._slice_s = slice_s
         self._next = self._epoch = 0
+        self._width = 1  # lines that are asked for at once
         self._poll_at = 0.0
+        self.known_until = 0.0
         self.committed: set[int] = set()
 
-    def poll(self) -> list[ShardLine]:
-        """Shards committed since the last call. A store that does not answer has nothing new."""
+    def poll(self, *, at_once: bool = False) -> list[ShardLine]:
+        """As a `place.Tail` does. Raises CorruptionError."""
         new: list[ShardLine] = []
-        if time.monotonic() < self._poll_at:
+        now = time.monotonic()
+        if now < _AWAY.get(self._bucket.store, 0.0) or (now < self._poll_at and not at_once):
             return new
-        with suppress(StoreError, errors.PermissionDeniedError):
-            while (line := self._bucket.line(self._next)) is not None:
-                self._next += 1
-                if isinstance(line, ShardLine) and self._counts(line):
-                    new.append(line)
-                self._take(line)
-        self._poll_at = time.monotonic() + self.EVERY_S
+        try:
+            if self._read_on(new, now + self._slice_s):
+                self._poll_at = time.monotonic() + self.EVERY_S
+        except (StoreError, errors.PermissionDeniedError):
+            _AWAY[self._bucket.store] = time.monotonic() + self.AWAY_S
         return new
+
+    def _read_on(self, new: list[ShardLine], until: float) -> bool:
+        """Appends to what is new; True when all was read before the time was over."""
+        while time.monotonic() < until:
+            asked = time.monotonic()
+            for line in self._ask_for_more():
+                if line is None:
+                    self._width, self.known_until = 1, asked
+                    return True
+                self._next += 1
+                self._take(line, new)
+            self._width = min(2 * self._width, READERS)
+        return False
+
+    def _ask_for_more(self) -> list[Line | None]:
+        """The next lines, the more at once the more there were; None where there is none yet."""
+        if self._width == 1:
+            return [self._bucket.line(self._next)]
+        with ThreadPoolExecutor(self._width) as pool:
+            numbers = range(self._next, self._next + self._width)
+            return list(pool.map(self._bucket.line, numbers))
 
     def _counts(self, line: ShardLine) -> bool:
         return line.epoch == self._epoch and line.shard not in self.committed
 
-    def _take(self, line: Line) -> None:
+    def _take(self, line: Line, new: list[ShardLine]) -> None:
         """The same rule as ManifestState.apply, for a reader that keeps numbers only."""
         if isinstance(line, HeaderLine):
             self.committed.clear()
+            new.clear()
         elif isinstance(line, EpochLine):
             self._epoch = max(self._epoch, line.epoch)
         elif self._counts(line):
             self.committed.add(line.shard)
+            new.append(line)

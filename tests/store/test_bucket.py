@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ops.errors import (
 )
 from ops.export import export
 from ops.finish import DERIVED
+from ops.manifest import ShardLine, encode_line
 from ops.output import Output
 from ops.partial import write_partial
 from ops.place import absolute, is_remote, place_of
@@ -53,6 +55,13 @@ from tests.unit.output_fixtures import (
 )
 
 WIDTH = 3
+
+
+def make_line(shard: int, epoch: int) -> ShardLine:
+    """That a shard of no rows is committed."""
+    file = f"shards/shard-{shard:06d}-{epoch:05d}.h5"
+    nothing = {"rows": 0, "records": 0, "chunks": 0, "bytes": 0, "numerics": ()}
+    return ShardLine(shard=shard, file=file, sha256="", epoch=epoch, **nothing)
 
 
 def run_job(out: Any, width: int = 0, check: Any = lambda: None, **options: Any) -> None:
@@ -425,6 +434,7 @@ def test_opened_job_whose_prefix_is_gone_waits(store: Proxy, out: str) -> None:
 
 def test_tail_sees_what_counts(store: Proxy, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_module.BucketTail, "EVERY_S", 0.0)
+    monkeypatch.setattr(bucket_module.BucketTail, "AWAY_S", 0.0)
     tail = place_of(out).tail()
     assert tail.poll() == []  # nothing there yet
     first = open_job(out)
@@ -443,6 +453,57 @@ def test_tail_sees_what_counts(store: Proxy, out: str, monkeypatch: pytest.Monke
     Output.open(out, make_spec(out, id="job2"), PLAN, force=True)
     assert tail.poll() == []
     assert tail.committed == set()
+    # And who looks only now counts nothing of before either
+    assert place_of(out).tail().poll() == []
+
+
+def test_tail_says_up_to_when_it_knows(store: Proxy, out: str) -> None:
+    tail = place_of(out).tail()
+    commit(open_job(out), 0)
+    # Given a store that is away, then what is not seen may be there all the same
+    store.fate = lambda method, path: LOST
+    asked = time.monotonic()
+    assert tail.poll() == []
+    assert tail.known_until < asked
+    # And nobody else asks it for a while, however many jobs there are
+    store.fate = lambda method, path: PASSED
+    assert place_of(out).tail().poll(at_once=True) == []
+
+
+def test_tail_is_asked_at_once(store: Proxy, out: str) -> None:
+    output = open_job(out)
+    tail = place_of(out).tail()
+    assert tail.poll() == []
+    commit(output, 0)
+    asked = time.monotonic()
+    assert tail.poll() == []  # it has just looked
+    assert tail.known_until < asked
+    assert [line.shard for line in tail.poll(at_once=True)] == [0]
+    assert tail.known_until >= asked
+
+
+def test_long_manifest_is_followed_in_slices(store: Proxy, out: str) -> None:
+    # Given a manifest of many lines, and a store that takes its time
+    output = open_job(out)
+    number = 2
+    for shard in range(60):
+        line = make_line(shard, output.epoch)
+        Bucket(out).write(record(number + shard), encode_line(line))
+    store.fate = lambda method, path: time.sleep(0.05) or PASSED
+    tail = place_of(out).tail(slice_s=0.1)
+    began = time.monotonic()
+    seen = tail.poll()
+    # Then one look is short, and says that it has not seen the end
+    assert time.monotonic() - began < 3
+    assert 0 < len(seen) < 60
+    assert tail.known_until == 0
+    # And further ones see all of it, many lines at a time
+    looks = 0
+    while not tail.known_until:
+        seen += tail.poll()
+        looks += 1
+    assert [line.shard for line in seen] == list(range(60))
+    assert looks < 20
 
 
 def test_exports_and_report_are_those_of_a_folder(store: Proxy, out: str, tmp_path: Path) -> None:
