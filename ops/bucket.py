@@ -15,14 +15,16 @@ Credentials are the store's usual ones: variables (AWS_*, GOOGLE_*, AZURE_*), or
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -52,6 +54,9 @@ from ops.manifest import (
 )
 
 MANIFEST_FOLDER, SHARDS_FOLDER = "manifest", "shards"
+#: Names that we give; whatever else lies there is somebody else's.
+_RECORD = re.compile(r"manifest/[0-9]{10}\.json")
+_SHARD = re.compile(r"shards/shard-[0-9]{6,}-([0-9]{5,})\.h5")
 #: Of one request, and of all its tries together.
 REQUEST_LIMIT_S, RETRIES, RETRY_LIMIT_S = 60, 8, 120
 HASTE_LIMIT_S = 5
@@ -65,6 +70,8 @@ _ENDPOINTS = (
 READERS = 16
 #: Stores that were seen to keep the condition, by scheme and bucket.
 _TRIED: set[str] = set()
+#: Stores that did not answer, by scheme and bucket, and until when nobody asks again (monotonic).
+_AWAY: dict[str, float] = {}
 
 
 def open_store(url: str, *, in_haste: bool = False) -> Any:
@@ -83,9 +90,13 @@ def open_store(url: str, *, in_haste: bool = False) -> Any:
         "retry_timeout": timedelta(seconds=RETRY_LIMIT_S),
     }
     try:
-        return from_url(url, client_options=options, retry_config=retries)  # type: ignore[call-overload]
+        store = from_url(url, client_options=options, retry_config=retries)  # type: ignore[call-overload]
     except (BaseError, ValueError) as error:
         raise errors.ConfigError(f"{url} cannot be used: {_first_line(error)}") from error
+    if (store.prefix or "") != "/".join(url.split("/")[3:]):
+        # As a URL it means another place, perhaps that of another job.
+        raise errors.ConfigError(f"{url} cannot be used: leave out ? # % and folders named . or ..")
+    return store
 
 
 def _first_line(error: Exception) -> str:
@@ -106,6 +117,11 @@ class Bucket:
     def path(self, name: str) -> str:
         return f"{self.url}/{name}"
 
+    @property
+    def store(self) -> str:
+        """Scheme and bucket."""
+        return "/".join(self.url.split("/")[:3])
+
     # -- reading -----------------------------------------------------------------------------------
 
     def manifest(self) -> ManifestState:
@@ -114,7 +130,7 @@ class Bucket:
 
     def journal(self) -> tuple[ManifestState, int]:
         """What the manifest says, and the number of its next line."""
-        listed = len(self.listing(MANIFEST_FOLDER))
+        listed = sum(_RECORD.fullmatch(name) is not None for name in self.listing(MANIFEST_FOLDER))
         with ThreadPoolExecutor(READERS) as pool:
             lines = list(pool.map(self.line, range(listed)))
         for number in count(listed):  # what a slow listing does not know yet
@@ -142,8 +158,8 @@ class Bucket:
             raise CorruptionError(f"{self.path(record(number))} is damaged; restore it")
         return line
 
-    def tail(self) -> BucketTail:
-        return BucketTail(Bucket(self.url, in_haste=True))
+    def tail(self, slice_s: float = math.inf) -> BucketTail:
+        return BucketTail(Bucket(self.url, in_haste=True), slice_s)
 
     def read(self, name: str) -> bytes:
         with self.translated(name):
@@ -195,18 +211,18 @@ class Bucket:
         with self.translated(""):
             obstore.delete(self._store, names)
 
-    def hold(self, *, again: bool) -> BucketHold:
+    def hold(self, job: str, *, again: bool) -> BucketHold:
         self._require_condition()
         if again and self.line(0) is None:
             error = OutputError(f"{self} is gone; put it back, or cancel and submit anew")
             error.may_pass = True
             raise error
-        return BucketHold(self)
+        return BucketHold(self, job)
 
     def _require_condition(self) -> None:
         """Tries the store with a key of its own. Raises OutputError when it lets a second writer
         replace what a first one has put."""
-        store = "/".join(self.url.split("/")[:3])
+        store = self.store
         if store in _TRIED:
             return
         name = f".vnp-condition-{secrets.token_hex(8)}"
@@ -256,27 +272,41 @@ def record(number: int) -> str:
 
 
 class BucketHold:
-    """A prefix in the hands of a writer: nobody else's lines follow its own, or it is fenced."""
+    """A prefix in the hands of a writer: nobody else's lines follow its own, or it is fenced.
 
-    def __init__(self, bucket: Bucket) -> None:
+    What is not put on a condition (tables, run.json, removals) is preceded by a look whether the
+    prefix is still ours: a writer that stood still must not undo what its successor has done.
+    """
+
+    def __init__(self, bucket: Bucket, job: str) -> None:
         self._bucket = bucket
+        self._job = job
         self._next = self._epoch = 0
-        self._job = ""
 
     def clear(self) -> None:
         """The lines stay, since their numbers are the fence; a new header begins anew."""
         sizes = self._bucket.sizes((RUN, *DERIVED))
-        self._bucket.delete([name for name, size in sizes.items() if size >= 0])
+        if not self._has_begun(self._read_journal()):
+            self._bucket.delete([name for name, size in sizes.items() if size >= 0])
+
+    def _read_journal(self) -> ManifestState:
+        try:
+            state, self._next = self._bucket.journal()
+        except FileNotFoundError:
+            state, self._next = ManifestState(), 0
+        return state
+
+    def _has_begun(self, state: ManifestState) -> bool:
+        """True when a writer of this job was here before."""
+        return any(epoch.job == self._job for epoch in state.epochs)
 
     def begin(self, ours: HeaderLine, *, anew: bool) -> ManifestState:
         while True:
-            try:
-                state, self._next = self._bucket.journal()
-            except FileNotFoundError:
-                self._refuse_foreign_files()
-                state, self._next = ManifestState(), 0
-            if state.header is not None and not anew:
+            state = self._read_journal()
+            if state.header is not None and (not anew or self._has_begun(state)):
                 return state
+            if state.header is None:
+                self._refuse_foreign_files()
             if self._bucket.create(record(self._next), encode_line(ours)):
                 self._next += 1
                 state.apply(ours)
@@ -297,13 +327,18 @@ class BucketHold:
     def start_epoch(
         self, state: ManifestState, describe: Callable[[int], EpochLine]
     ) -> ManifestState:
+        header = state.header
         while True:
             ours = describe(state.epoch + 1)
             if self._put_line(ours):
-                self._epoch, self._job = ours.epoch, ours.job
+                self._epoch = ours.epoch
                 state.apply(ours)
                 return state
             state, self._next = self._bucket.journal()
+            if state.header != header:  # nobody has compared this one with the job
+                raise OutputError(
+                    f"{self._bucket} was begun anew by another job just now; choose another --out"
+                )
 
     def require_shards(self, state: ManifestState, check: Callable[[], None]) -> None:
         """By their sizes: the store keeps their bytes, and `vnp verify` reads them."""
@@ -326,6 +361,12 @@ class BucketHold:
             self._require_not_fenced(self._bucket.line(self._next))
             self._next += 1  # of a writer that we have fenced off: it counts for nothing
 
+    def _require_ours(self) -> None:
+        """Raises as `append` does."""
+        while (theirs := self._bucket.line(self._next)) is not None:
+            self._require_not_fenced(theirs)
+            self._next += 1
+
     def _require_not_fenced(self, theirs: Line | None) -> None:
         newer = isinstance(theirs, EpochLine) and theirs.epoch > self._epoch
         if isinstance(theirs, EpochLine) and newer and theirs.job != self._job:
@@ -341,9 +382,16 @@ class BucketHold:
     def _put_line(self, line: EpochLine | ShardLine) -> bool:
         """Puts it under the next number; False when somebody else's stands there."""
         name, data = record(self._next), encode_line(line)
-        # Ours may be there already: a reply was lost, and the request was sent again.
-        if not self._bucket.create(name, data) and self._bucket.read(name) != data:
-            return False
+        if not self._bucket.create(name, data):
+            try:
+                found = self._bucket.read(name)
+            except FileNotFoundError as error:  # refused for the moment: 409
+                raise StoreError(
+                    f"{self._bucket.path(name)} is asked for by others at the same time"
+                ) from error
+            # Ours may be there already: a reply was lost, and the request was sent again.
+            if found != data:
+                return False
         self._next += 1
         return True
 
@@ -357,58 +405,89 @@ class BucketHold:
             yield folder
             for name in DERIVED:
                 if (folder / name).exists():
+                    self._require_ours()
                     self._bucket.upload(name, folder / name)
 
     def write(self, name: str, data: bytes) -> None:
+        self._require_ours()
         self._bucket.write(name, data)
 
     def sweep(self, named: Iterable[str]) -> None:
         """Of past epochs only: what a later one has put, its own lines will name."""
         stray = self._bucket.listing(SHARDS_FOLDER).keys() - set(named)
-        self._bucket.delete(sorted(name for name in stray if _epoch_of(name) <= self._epoch))
+        self._bucket.delete(sorted(name for name in stray if self._is_past(name)))
+
+    def _is_past(self, name: str) -> bool:
+        """True for a shard's file of this writer, or of one before it."""
+        shard = _SHARD.fullmatch(name)
+        return shard is not None and int(shard[1]) <= self._epoch
 
     def release(self) -> None:
         """Nothing is held: who comes next begins a new epoch."""
 
 
-def _epoch_of(name: str) -> int:
-    """Of the writer of a shard's file."""
-    return int(name.rpartition("-")[2].removesuffix(".h5"))
-
-
 class BucketTail:
-    """Follows the manifest line by line; at most one request a second when there is nothing new."""
+    """Follows the manifest; at most one request a second when there is nothing new.
 
-    EVERY_S = 1.0
+    A store that does not answer has nothing new, and is not asked for a while, by no tail of this
+    process: each try takes its time, and there may be many jobs.
+    """
 
-    def __init__(self, bucket: Bucket) -> None:
+    EVERY_S, AWAY_S = 1.0, 10.0
+
+    def __init__(self, bucket: Bucket, slice_s: float) -> None:
         self._bucket = bucket
+        self._slice_s = slice_s
         self._next = self._epoch = 0
+        self._width = 1  # lines that are asked for at once
         self._poll_at = 0.0
+        self.known_until = 0.0
         self.committed: set[int] = set()
 
-    def poll(self) -> list[ShardLine]:
-        """Shards committed since the last call. A store that does not answer has nothing new."""
+    def poll(self, *, at_once: bool = False) -> list[ShardLine]:
+        """As a `place.Tail` does. Raises CorruptionError."""
         new: list[ShardLine] = []
-        if time.monotonic() < self._poll_at:
+        now = time.monotonic()
+        if now < _AWAY.get(self._bucket.store, 0.0) or (now < self._poll_at and not at_once):
             return new
-        with suppress(StoreError, errors.PermissionDeniedError):
-            while (line := self._bucket.line(self._next)) is not None:
-                self._next += 1
-                if isinstance(line, ShardLine) and self._counts(line):
-                    new.append(line)
-                self._take(line)
-        self._poll_at = time.monotonic() + self.EVERY_S
+        try:
+            if self._read_on(new, now + self._slice_s):
+                self._poll_at = time.monotonic() + self.EVERY_S
+        except (StoreError, errors.PermissionDeniedError):
+            _AWAY[self._bucket.store] = time.monotonic() + self.AWAY_S
         return new
+
+    def _read_on(self, new: list[ShardLine], until: float) -> bool:
+        """Appends to what is new; True when all was read before the time was over."""
+        while time.monotonic() < until:
+            asked = time.monotonic()
+            for line in self._ask_for_more():
+                if line is None:
+                    self._width, self.known_until = 1, asked
+                    return True
+                self._next += 1
+                self._take(line, new)
+            self._width = min(2 * self._width, READERS)
+        return False
+
+    def _ask_for_more(self) -> list[Line | None]:
+        """The next lines, the more at once the more there were; None where there is none yet."""
+        if self._width == 1:
+            return [self._bucket.line(self._next)]
+        with ThreadPoolExecutor(self._width) as pool:
+            numbers = range(self._next, self._next + self._width)
+            return list(pool.map(self._bucket.line, numbers))
 
     def _counts(self, line: ShardLine) -> bool:
         return line.epoch == self._epoch and line.shard not in self.committed
 
-    def _take(self, line: Line) -> None:
+    def _take(self, line: Line, new: list[ShardLine]) -> None:
         """The same rule as ManifestState.apply, for a reader that keeps numbers only."""
         if isinstance(line, HeaderLine):
             self.committed.clear()
+            new.clear()
         elif isinstance(line, EpochLine):
             self._epoch = max(self._epoch, line.epoch)
         elif self._counts(line):
             self.committed.add(line.shard)
+            new.append(line)

@@ -9,6 +9,7 @@ name, renamed, the folder is fsynced, and then its manifest line is appended and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,7 +58,8 @@ class Folder:
     def manifest(self) -> ManifestState:
         return read_manifest(self.out / MANIFEST)
 
-    def tail(self) -> ManifestTail:
+    def tail(self, slice_s: float = math.inf) -> ManifestTail:
+        """Reads megabytes in no time."""
         return ManifestTail(self.out / MANIFEST)
 
     def read(self, name: str) -> bytes:
@@ -81,7 +83,7 @@ class Folder:
     def write(self, name: str, data: bytes) -> None:
         write_atomic(self.out / name, data)
 
-    def hold(self, *, again: bool) -> FolderHold:
+    def hold(self, job: str, *, again: bool) -> FolderHold:
         if again:
             _require_there(self.out)
         else:

@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import re
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -206,6 +207,7 @@ class ManifestTail:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.known_until = 0.0
         self._start_over(0)
 
     def _start_over(self, inode: int) -> None:
@@ -214,22 +216,28 @@ class ManifestTail:
         self._epoch = 0
         self.committed: set[int] = set()
 
-    def poll(self) -> list[ShardLine]:
+    def poll(self, *, at_once: bool = False) -> list[ShardLine]:
         """Shards committed since the last call; `committed` has all of them.
 
         A manifest that was replaced is read anew. One that is away for the moment has nothing new.
         """
+        asked = time.monotonic()
         try:
-            stat = self.path.stat()
-            if stat.st_ino != self._inode or stat.st_size < self._offset:
-                self._start_over(stat.st_ino)
-            if stat.st_size == self._offset:
-                return []
-            with self.path.open("rb") as stream:
-                stream.seek(self._offset)
-                return [shard for shard in map(self._take, scan(stream, self.path)) if shard]
+            new = self._read_on()
         except OSError:
             return []
+        self.known_until = asked
+        return new
+
+    def _read_on(self) -> list[ShardLine]:
+        stat = self.path.stat()
+        if stat.st_ino != self._inode or stat.st_size < self._offset:
+            self._start_over(stat.st_ino)
+        if stat.st_size == self._offset:
+            return []
+        with self.path.open("rb") as stream:
+            stream.seek(self._offset)
+            return [shard for shard in map(self._take, scan(stream, self.path)) if shard]
 
     def _take(self, found: tuple[Line, int]) -> ShardLine | None:
         """The same rule as ManifestState.apply, for a reader that keeps numbers only."""

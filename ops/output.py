@@ -77,7 +77,7 @@ class Output:
         """
         place = place_of(out, scratch)
         try:
-            hold = place.hold(again=again)
+            hold = place.hold(spec.id, again=again)
             try:
                 if force:
                     hold.clear()

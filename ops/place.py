@@ -9,6 +9,7 @@ A `Place` is for readers; the one writer of a place has it as a `Hold` (`ops.out
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -22,12 +23,18 @@ _REMOTE = re.compile(r"(s3|gs|az)://[^/]+(/.*)?")
 
 
 class Tail(Protocol):
-    """Follows a manifest that a writer appends to, from another process."""
+    """Follows a manifest that a writer appends to, from another process.
+
+    known_until: by time.monotonic(); what was committed before that is known. 0: there is more to
+    read.
+    """
 
     committed: set[int]
+    known_until: float
 
-    def poll(self) -> list[ShardLine]:
-        """Shards committed since the last call; `committed` has all of them."""
+    def poll(self, *, at_once: bool = False) -> list[ShardLine]:
+        """Shards committed since the last call; `committed` has all of them. at_once: also when
+        the last look was only a moment ago."""
 
 
 class Place(Protocol):
@@ -39,7 +46,8 @@ class Place(Protocol):
     def manifest(self) -> ManifestState:
         """Raises FileNotFoundError when there is none, CorruptionError."""
 
-    def tail(self) -> Tail: ...
+    def tail(self, slice_s: float = math.inf) -> Tail:
+        """slice_s: about how long a `poll` may read; the next one reads on."""
 
     def read(self, name: str) -> bytes:
         """A small file. Raises FileNotFoundError."""
@@ -57,8 +65,8 @@ class Place(Protocol):
     def write(self, name: str, data: bytes) -> None:
         """Replaces a file, whole or not at all."""
 
-    def hold(self, *, again: bool) -> Hold:
-        """Takes it for writing. again: the job has held it before, so it must be there.
+    def hold(self, job: str, *, again: bool) -> Hold:
+        """Takes it for a job's writing. again: the job has held it before, so it must be there.
 
         Raises OutputError: in use, not writable, away.
         """
@@ -68,7 +76,8 @@ class Hold(Protocol):
     """A place in the hands of its one writer."""
 
     def clear(self) -> None:
-        """Removes an earlier job's files; interrupted anywhere, what is left is consistent."""
+        """Removes an earlier job's files; interrupted anywhere, what is left is consistent. Those
+        of the very job stay where another writer of it may have begun anew before."""
 
     def begin(self, ours: HeaderLine, *, anew: bool) -> ManifestState:
         """What the manifest says; a new one when there is none, or when it is to begin anew."""

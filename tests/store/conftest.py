@@ -25,6 +25,7 @@ def store(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     for name, value in proxy.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(bucket, "_TRIED", set())
+    monkeypatch.setattr(bucket, "_AWAY", {})
     yield proxy
     proxy.close()
 

@@ -72,6 +72,8 @@ REPLY_LOST = "reply lost"
 LOST = "lost"
 #: 503 SlowDown.
 BUSY = "busy"
+#: 409 ConditionalRequestConflict.
+CONFLICT = "conflict"
 #: The condition If-None-Match is dropped on the way, as some proxies do.
 UNCONDITIONAL = "unconditional"
 
@@ -126,6 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._hang_up()
         elif fate == BUSY:
             self._reply(503, {}, b"<Error><Code>SlowDown</Code></Error>")
+        elif fate == CONFLICT:
+            self._reply(409, {}, b"<Error><Code>ConditionalRequestConflict</Code></Error>")
         else:
             reply = self._forward(body, fate == UNCONDITIONAL)
             if fate == REPLY_LOST:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from ops import bucket as bucket_module
 from ops.bucket import Bucket, record
 from ops.errors import (
+    ConfigError,
     CorruptionError,
     FencedError,
     IdentityError,
@@ -21,13 +23,25 @@ from ops.errors import (
 )
 from ops.export import export
 from ops.files import DERIVED
+from ops.manifest import ShardLine, encode_line
 from ops.output import Output
 from ops.partial import write_partial
 from ops.place import absolute, is_remote, place_of
 from ops.report import gather_report
 from ops.runfile import is_finished, read_run
 from ops.verify import verify_output
-from tests.store.s3 import BUSY, LOST, PASSED, REPLY_LOST, UNCONDITIONAL, Proxy, nth, promised
+from tests.store.s3 import (
+    BUCKET,
+    BUSY,
+    CONFLICT,
+    LOST,
+    PASSED,
+    REPLY_LOST,
+    UNCONDITIONAL,
+    Proxy,
+    nth,
+    promised,
+)
 from tests.unit.output_fixtures import (
     IDENTITY,
     JOB,
@@ -35,12 +49,20 @@ from tests.unit.output_fixtures import (
     commit,
     gathered,
     make_account,
+    make_plan,
     make_spec,
     open_job,
     read_records,
 )
 
 WIDTH = 3
+
+
+def make_line(shard: int, epoch: int) -> ShardLine:
+    """That a shard of no rows is committed."""
+    file = f"shards/shard-{shard:06d}-{epoch:05d}.h5"
+    nothing = {"rows": 0, "records": 0, "chunks": 0, "bytes": 0, "numerics": ()}
+    return ShardLine(shard=shard, file=file, sha256="", epoch=epoch, **nothing)
 
 
 def run_job(out: Any, width: int = 0, check: Any = lambda: None, **options: Any) -> None:
@@ -153,6 +175,76 @@ def test_two_writers_that_begin_at_the_same_moment(store: Proxy, out: str) -> No
         commit(rivals[0], 1)
 
 
+def during(store: Proxy, method: str, name: str, act: Callable[[], object]) -> None:
+    """Does something at the moment when the first request of a name arrives, before it is let
+    through: what happens to a writer whose request was under way for long."""
+    done: list[bool] = []
+
+    def fate(asked: str, path: str) -> str:
+        if asked == method and name in path and not done:
+            done.append(True)
+            act()
+        return PASSED
+
+    store.fate = fate
+
+
+def test_job_is_not_mixed_with_one_that_begins_anew_at_the_same_moment(
+    store: Proxy, out: str
+) -> None:
+    # Given a job that has found its own header, and at that moment one of another input is forced
+    plan = make_plan(JOB, digest="sha256:other")
+    other: list[Output] = []
+
+    def begin_other() -> None:
+        other.append(Output.open(out, make_spec(out, id="job2"), plan, force=True))
+        commit(other[0], 0)
+
+    during(store, "PUT", record(1), begin_other)
+    # Then the first one takes nothing over that is not its own, and the other one goes on
+    with pytest.raises(OutputError, match="begun anew"):
+        open_job(out)
+    commit(other[0], 1, 2, 3)
+    assert {epoch.job for epoch in place_of(out).manifest().epochs} == {"job2"}
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("GET", "list-type=2"), ("GET", record(0)), ("PUT", record(0))]
+)
+def test_writer_that_was_to_begin_anew_and_wakes_late(
+    store: Proxy, out: str, in_a_folder: dict[str, str], method: str, name: str
+) -> None:
+    # Given the writer of a forced job that stood still until its successor had done all of it
+    def overtake() -> None:
+        output = Output.open(out, make_spec(out, compat=True), PLAN, force=True)
+        commit(output, 0, 1, 2, 3)
+        output.finish(lambda: read_records(JOB))
+
+    during(store, method, name, overtake)
+    # Then it finds its own job's results, and leaves them
+    late = Output.open(out, make_spec(out, compat=True), PLAN, force=True)
+    assert late.committed == {0, 1, 2, 3}
+    assert promised(out) == in_a_folder
+
+
+def test_writer_that_wakes_late_does_not_write_over_a_finished_run(store: Proxy, out: str) -> None:
+    # Given a writer that checks the shards, and a successor that finishes the job meanwhile
+    commit(open_job(out), 0)
+    asked: list[bool] = []
+
+    def overtake() -> None:
+        if not asked:
+            asked.append(True)
+            run_job(out)
+
+    # Then it is told that it is late, and what the run says of itself stays
+    with pytest.raises(FencedError):
+        Output.open(out, make_spec(out), PLAN, check=overtake)
+    run = read_run(place_of(out))
+    assert run is not None
+    assert run["state"] == "finished"
+
+
 @pytest.mark.parametrize("fate", [LOST, REPLY_LOST, BUSY])
 def test_requests_that_fail_are_sent_again(
     store: Proxy, out: str, in_a_folder: dict[str, str], fate: str
@@ -254,6 +346,42 @@ def test_prefix_with_files_of_somebody_else(store: Proxy, out: str) -> None:
     assert Bucket(out).read("run.json") == b"mine"
 
 
+def test_files_of_others_among_ours(store: Proxy, out: str) -> None:
+    """Folder markers of a console, a nested output, what a tool has left."""
+    strangers = ["shards", "shards/notes.txt", "shards/shards/shard-000000-00001.h5", "manifest/x"]
+    for name in strangers:
+        Bucket(out).write(name, b"not ours")
+    run_job(out)
+    assert verify_output(out).ok
+    assert Bucket(out).listing().keys() >= set(strangers)
+
+
+@pytest.mark.parametrize("tail", ["a#1", "a?b", "a%20b", "a/../b", "a/./b", "a//b"])
+def test_prefix_that_urls_read_as_another_one(store: Proxy, tail: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be used"):
+        Bucket(f"s3://bucket/{tail}")
+
+
+@pytest.mark.parametrize("name", ["", "/", "/a b", "/a+b&c=d", "/\u00fc/x"])
+def test_prefix_of_any_other_letters(store: Proxy, name: str) -> None:
+    place = Bucket(f"s3://{BUCKET}{name}")
+    place.write("odd.txt", b"x")
+    assert "odd.txt" in place.listing()
+    assert place.read("odd.txt") == b"x"
+    place.delete(["odd.txt"])
+
+
+def test_two_requests_at_once_for_a_line_are_tried_again(store: Proxy, out: str) -> None:
+    # Given a store that answers 409 while another request for the same name is under way
+    output = open_job(out)
+    store.fate = nth(1, CONFLICT)  # the shard, then its line
+    with pytest.raises(StoreError, match="at the same time") as caught:
+        commit(output, 0)
+    assert caught.value.may_pass
+    commit(output, 0)
+    assert place_of(out).manifest().shards.keys() == {0}
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
 def test_damaged_shard_is_found(store: Proxy, out: str, damage: str) -> None:
     run_job(out)
@@ -299,6 +427,7 @@ def test_opened_job_whose_prefix_is_gone_waits(store: Proxy, out: str) -> None:
 
 def test_tail_sees_what_counts(store: Proxy, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_module.BucketTail, "EVERY_S", 0.0)
+    monkeypatch.setattr(bucket_module.BucketTail, "AWAY_S", 0.0)
     tail = place_of(out).tail()
     assert tail.poll() == []  # nothing there yet
     first = open_job(out)
@@ -317,6 +446,57 @@ def test_tail_sees_what_counts(store: Proxy, out: str, monkeypatch: pytest.Monke
     Output.open(out, make_spec(out, id="job2"), PLAN, force=True)
     assert tail.poll() == []
     assert tail.committed == set()
+    # And who looks only now counts nothing of before either
+    assert place_of(out).tail().poll() == []
+
+
+def test_tail_says_up_to_when_it_knows(store: Proxy, out: str) -> None:
+    tail = place_of(out).tail()
+    commit(open_job(out), 0)
+    # Given a store that is away, then what is not seen may be there all the same
+    store.fate = lambda method, path: LOST
+    asked = time.monotonic()
+    assert tail.poll() == []
+    assert tail.known_until < asked
+    # And nobody else asks it for a while, however many jobs there are
+    store.fate = lambda method, path: PASSED
+    assert place_of(out).tail().poll(at_once=True) == []
+
+
+def test_tail_is_asked_at_once(store: Proxy, out: str) -> None:
+    output = open_job(out)
+    tail = place_of(out).tail()
+    assert tail.poll() == []
+    commit(output, 0)
+    asked = time.monotonic()
+    assert tail.poll() == []  # it has just looked
+    assert tail.known_until < asked
+    assert [line.shard for line in tail.poll(at_once=True)] == [0]
+    assert tail.known_until >= asked
+
+
+def test_long_manifest_is_followed_in_slices(store: Proxy, out: str) -> None:
+    # Given a manifest of many lines, and a store that takes its time
+    output = open_job(out)
+    number = 2
+    for shard in range(60):
+        line = make_line(shard, output.epoch)
+        Bucket(out).write(record(number + shard), encode_line(line))
+    store.fate = lambda method, path: time.sleep(0.05) or PASSED
+    tail = place_of(out).tail(slice_s=0.1)
+    began = time.monotonic()
+    seen = tail.poll()
+    # Then one look is short, and says that it has not seen the end
+    assert time.monotonic() - began < 3
+    assert 0 < len(seen) < 60
+    assert tail.known_until == 0
+    # And further ones see all of it, many lines at a time
+    looks = 0
+    while not tail.known_until:
+        seen += tail.poll()
+        looks += 1
+    assert [line.shard for line in seen] == list(range(60))
+    assert looks < 20
 
 
 def test_exports_and_report_are_those_of_a_folder(store: Proxy, out: str, tmp_path: Path) -> None:
