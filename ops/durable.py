@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -53,8 +54,9 @@ def make_subfolder(path: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """The name under which `path` is written; `remove_temporary` knows it again."""
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    """A name under which `path` is written; `remove_temporary` knows it again. No two are alike:
+    on a shared file system processes of two nodes may have the same number."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @contextmanager
