@@ -211,6 +211,21 @@ def cut_shards(
     plan: Plan | None = None,
 ) -> Iterator[ShardTask]:
     """The second pass: the tasks in the order of their numbers, but for those that `skip` names.
+    As `cut_in_steps`."""
+    steps = cut_in_steps(inputs, params, huge_lengths, skip, plan=plan)
+    return (task for task in steps if task is not None)
+
+
+def cut_in_steps(
+    inputs: Sequence[Path],
+    params: CutParams,
+    huge_lengths: Mapping[int, int],
+    skip: Callable[[int], bool] = lambda shard: False,
+    *,
+    plan: Plan | None = None,
+) -> Iterator[ShardTask | None]:
+    """The second pass, with None in the place of each task that `skip` names, so that the caller
+    may do other things in between.
 
     plan: when given, the last task comes only after the whole input was read again and found to
     have the plan's digest and shards: an input that changes, or grows, between or during the passes
@@ -223,17 +238,21 @@ def cut_shards(
     return tasks if plan is None or digest is None else _checked(tasks, plan, digest)
 
 
-def _checked(tasks: Iterator[ShardTask], plan: Plan, digest: hashlib._Hash) -> Iterator[ShardTask]:
+def _checked(
+    tasks: Iterator[ShardTask | None], plan: Plan, digest: hashlib._Hash
+) -> Iterator[ShardTask | None]:
     """The tasks, each one late, so that what follows the last is known before that is given."""
-    held = next(tasks, None)
-    while held is not None:
-        following = next(tasks, None)
-        if following is None and _digest_text(digest) != plan.input_digest:
+    held: ShardTask | None = None
+    for task in tasks:
+        if task is not None and task.shard >= plan.shards:
             raise _changed()
-        if following is not None and following.shard >= plan.shards:
+        if task is not None:
+            held, task = task, held
+        yield task
+    if held is not None:
+        if _digest_text(digest) != plan.input_digest:
             raise _changed()
         yield held
-        held = following
 
 
 def _digest_text(digest: hashlib._Hash) -> str:
@@ -278,7 +297,7 @@ class _Cutter:
     def __post_init__(self) -> None:
         self.group = _Group(self.params)
 
-    def cut(self, pieces: Iterator[Piece]) -> Iterator[ShardTask]:
+    def cut(self, pieces: Iterator[Piece]) -> Iterator[ShardTask | None]:
         held: list[bytes] = []
         for piece in pieces:
             length = self.huge_lengths.get(piece.ordinal)
@@ -294,25 +313,26 @@ class _Cutter:
                 held.clear()
         yield from self._flush()
 
-    def _add_record(self, piece: Piece, letters: bytes) -> Iterator[ShardTask]:
+    def _add_record(self, piece: Piece, letters: bytes) -> Iterator[ShardTask | None]:
         if not self.group.has_room(len(letters)):
             yield from self._flush()
         self.group.add(len(letters))
         chunks = self.params.chunks_of(len(letters))
         self.parts.append(_Part(piece.ordinal, piece.name, len(letters), 0, chunks, 0, letters))
 
-    def _flush(self) -> Iterator[ShardTask]:
+    def _flush(self) -> Iterator[ShardTask | None]:
         if self.group.clear():
             parts, self.parts = self.parts, []
             yield from self._emit(parts)
 
-    def _emit(self, parts: list[_Part]) -> Iterator[ShardTask]:
+    def _emit(self, parts: list[_Part]) -> Iterator[ShardTask | None]:
         number = self.shard
         self.shard += 1
-        if not self.skip(number):
-            yield self._task(number, parts)
+        yield None if self.skip(number) else self._task(number, parts)
 
-    def _cut_huge(self, piece: Piece, pieces: Iterator[Piece], length: int) -> Iterator[ShardTask]:
+    def _cut_huge(
+        self, piece: Piece, pieces: Iterator[Piece], length: int
+    ) -> Iterator[ShardTask | None]:
         """The shards of one huge record, whose first piece is given."""
         chunks = self.params.chunks_of(length)
         if self.params.pipeline != "virus":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from ops.errors import OutputError, PermissionDeniedError, VnpError
+from ops.errors import HeldError, OutputError, PermissionDeniedError, VnpError
 
 #: What a lock that is held, or a file system without locks, answers.
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
@@ -53,8 +54,9 @@ def make_subfolder(path: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """The name under which `path` is written; `remove_temporary` knows it again."""
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    """A name under which `path` is written; `remove_temporary` knows it again. No two are alike:
+    on a shared file system processes of two nodes may have the same number."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @contextmanager
@@ -158,11 +160,12 @@ class FileLock:
 
     The file stays when the lock is released: removing it would let two processes hold "the" lock.
     Its folder must be there.
-    `busy` is the message for a lock that somebody else holds; the holder is added to it.
-    Raises OutputError (held, or a file system without locks), PermissionDeniedError.
+    `busy` is the message for a lock that somebody else holds; the holder is added to it, with what
+    it has said of its purpose.
+    Raises HeldError, OutputError (a file system without locks), PermissionDeniedError.
     """
 
-    def __init__(self, path: Path, busy: str | None = None) -> None:
+    def __init__(self, path: Path, busy: str | None = None, purpose: str = "") -> None:
         self.path = path
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -176,14 +179,11 @@ class FileLock:
             if error.errno not in _BUSY:
                 raise OutputError(f"{path} cannot be locked ({error}); use a local disk") from error
             message = busy or f"{path} is held by another process; stop that one first"
-            held = OutputError(f"{message} (held by {holder or 'unknown'})")
-            held.may_pass = True
-            raise held from error
+            raise HeldError(message, holder) from error
+        ours = " ".join(["pid", str(os.getpid()), "on", socket.gethostname(), *purpose.split()])
         try:
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(
-                self._descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0
-            )
+            os.pwrite(self._descriptor, f"{ours}\n".encode(), 0)
         except OSError as error:  # a lock that is held without its holder's name would be for ever
             self.release()
             raise describe_os_error(error, path) from error

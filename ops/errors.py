@@ -68,6 +68,16 @@ class StoreError(OutputError):
     may_pass = True
 
 
+class HeldError(OutputError):
+    """Somebody else has a lock. holder: what they say of themselves."""
+
+    may_pass = True
+
+    def __init__(self, message: str, holder: str) -> None:
+        super().__init__(f"{message} (held by {holder or 'unknown'})")
+        self.holder = holder
+
+
 class FencedError(OutputError):
     """Another writer has taken the output folder over: nothing that this one does counts."""
 

@@ -26,7 +26,7 @@ from ops.durable import (
     write_atomic,
     write_new,
 )
-from ops.errors import CorruptionError, OutputError
+from ops.errors import CorruptionError, FencedError, HeldError, OutputError
 from ops.files import COMPAT, DERIVED, RUN, is_sound, shard_file
 from ops.manifest import (
     MANIFEST,
@@ -89,7 +89,16 @@ class Folder:
         else:
             make_dir(self.out)
         busy = f"{self.out} is in use by another run; choose another --out"
-        return FolderHold(self.out, FileLock(self.out / LOCK, busy))
+        purpose = f"for job {job}"
+        try:
+            return FolderHold(self.out, FileLock(self.out / LOCK, busy, purpose))
+        except HeldError as error:
+            if not error.holder.endswith(purpose):
+                raise
+            # One that has lost its role on another node, say; it lets go when it notices.
+            raise FencedError(
+                f"{self.out} is in the hands of another writer of this job ({error.holder})"
+            ) from error
 
 
 class FolderHold:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ops.cut import CutParams, PlanScan, cut_shards, plan_input
+from ops.cut import CutParams, PlanScan, cut_in_steps, plan_input
 from ops.errors import DataError
 from ops.jobs import JobStore, Plan
 from ops.nouns import ShardTask
@@ -17,6 +17,9 @@ from workers.settings import WorkerSettings
 
 #: An input of so many bytes is read in milliseconds, unless it unpacks to much more.
 SMALL_BYTES = 1 << 20
+#: One step of reading (an input, a manifest) takes at most about this long: no job waits for a
+#: large neighbour, and whoever watches the planner sees it move.
+SLICE_S = 0.2
 
 
 class JobPlan:
@@ -33,7 +36,7 @@ class JobPlan:
         self.served = 0  # the planner's count when a shard was last issued
         self._scan: PlanScan | None = None
         self._tail: Tail | None = None
-        self._tasks: Iterator[ShardTask] | None = None
+        self._tasks: Iterator[ShardTask | None] | None = None
         self._held: ShardTask | None = None
         self._first: tuple[float, int] | None = None  # when shards were first seen, how many
         self._plan: Plan | None = store.plan_or_none(job)
@@ -66,14 +69,18 @@ class JobPlan:
     @property
     def can_issue(self) -> bool:
         """True once the writer holds the output folder and some shard is neither open nor done."""
-        if self._plan is None or self._tail is None:
+        if self._plan is None or not self.knows_since(0.0):
             return False
         return len(self.committed) + len(self.open) < self._plan.shards
 
-    def _find_manifest(self) -> None:
-        """Once the writer has opened the folder."""
-        if self._plan is not None and self.store.opened(self.id) is not None:
-            self._tail = place_of(self.spec.out).tail()
+    def knows_since(self, moment: float) -> bool:
+        """True when all is known that was committed before a moment (monotonic)."""
+        return self._tail is not None and self._tail.known_until > moment
+
+    def _find_manifest(self) -> Tail | None:
+        if self._tail is None and self._plan and self.store.opened(self.id) is not None:
+            self._tail = place_of(self.spec.out).tail(SLICE_S)
+        return self._tail
 
     def validate(self, slice_s: float) -> None:
         """Reads on in the input for at most slice_s seconds; writes the plan when all is read.
@@ -114,32 +121,45 @@ class JobPlan:
     def look_whether_it_waits(self) -> None:
         self.waits = bool(self.store.waits_for(self.id))
 
-    def observe_commits(self) -> list[int]:
-        """Shards that the manifest has named since the last look; they are open no more."""
-        if self._tail is None:
-            self._find_manifest()
-        if self._tail is None:
+    def observe_commits(self, *, at_once: bool = False) -> list[int]:
+        """Open shards that the manifest names by now; they are open no more. at_once: see
+        `Tail.poll`. Raises CorruptionError, ConfigError."""
+        tail = self._find_manifest()
+        if tail is None:
             return []
-        new = [line.shard for line in self._tail.poll()]
-        self.committed = self._tail.committed
-        return [shard for shard in new if self.open.pop(shard, None) is not None]
+        tail.poll(at_once=at_once)
+        self.committed = tail.committed
+        closed = [shard for shard in self.open if shard in self.committed]
+        for shard in closed:
+            del self.open[shard]
+        return closed
 
-    def next_task(self) -> ShardTask | None:
-        """The next shard in input order that is neither committed nor open; None at the end."""
+    def next_task(self, slice_s: float) -> ShardTask | None:
+        """The next shard in input order that is neither committed nor open; None at the end of the
+        input, and when nothing was found for slice_s seconds. After the end it begins anew: a
+        manifest may name less than it did, when somebody has put an older one in its place."""
         if self._held is not None:
             held, self._held = self._held, None
             return held
         if self._tasks is None:
-            self._check_inputs()
-            assert self._plan is not None
-            self._tasks = cut_shards(
-                self._paths,
-                self._cut_params,
-                self._plan.huge_lengths,
-                skip=self._is_taken,
-                plan=self._plan,
-            )
-        return next(self._tasks, None)
+            self._tasks = self._cut()
+        until = time.monotonic() + slice_s
+        for task in self._tasks:
+            if task is not None or time.monotonic() > until:
+                return task
+        self._tasks = None
+        return None
+
+    def _cut(self) -> Iterator[ShardTask | None]:
+        self._check_inputs()
+        assert self._plan is not None
+        return cut_in_steps(
+            self._paths,
+            self._cut_params,
+            self._plan.huge_lengths,
+            skip=self._is_taken,
+            plan=self._plan,
+        )
 
     def hold(self, task: ShardTask) -> None:
         """Takes a task back that could not be issued; it is the next one again."""

@@ -9,6 +9,7 @@ There is no other recovery: a resumed job is one whose manifest already names so
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from broker.codec import encode
@@ -19,14 +20,12 @@ from ops.errors import FullError, IdentityError, UnavailableError, VnpError
 from ops.identity import Identity
 from ops.jobs import JobStore, Outcome
 from ops.nouns import ShardTask
-from workers.job_plan import JobPlan, worst_case_bytes
+from workers.job_plan import SLICE_S, JobPlan, worst_case_bytes
 from workers.logs import get_log
 from workers.loop import main
 from workers.settings import WorkerSettings
 
 PAUSE_S = 0.05
-#: One step of validation reads at most this long, so that no job waits for a large neighbour.
-SLICE_S = 0.2
 #: Without any progress of the whole service for this long, open shards are issued again; doubles.
 FIRST_DEADLINE_S = 600.0
 #: About what `worst_case_bytes` says of a full shard of a virus job, per base.
@@ -75,10 +74,11 @@ class Planner:
             return
         self._follow_job_files()
         self._check_redis()
+        looked_at = time.monotonic()
         nothing_left = self._nothing_is_left()
-        self._observe_commits()
+        self._observe_commits(at_once=nothing_left)
         if nothing_left:
-            self._issue_lost_again()
+            self._issue_lost_again(looked_at)
         self._issue_overdue_again()
         self._tell_progress()
         self._tell_overview()
@@ -131,7 +131,8 @@ class Planner:
         self._end(job, Outcome("failed", error.exit_code, str(error)))
 
     def _end(self, job: str, outcome: Outcome) -> None:
-        self.store.set_outcome(job, outcome)
+        if not self.store.set_outcome(job, outcome):
+            return  # somebody else, or we, ended it before
         self.log.info(f"job.{outcome.state}", message=outcome.message, **{"job.id": job})
 
     def _check_redis(self) -> None:
@@ -144,15 +145,29 @@ class Planner:
         self.incarnation = known or self.broker.establish_incarnation()
         open_shards = self.broker.open_shards()
         for job in self.jobs.values():
-            job.reset(
-                {shard: charge for (id_, shard), charge in open_shards.items() if id_ == job.id}
+            self._reset(
+                job,
+                {shard: charge for (id_, shard), charge in open_shards.items() if id_ == job.id},
             )
+        self._forget({job for job, _ in open_shards} - self.jobs.keys(), open_shards)
         self.log.info("redis.joined", message="window rebuilt", shards_open=len(open_shards))
 
-    def _observe_commits(self) -> None:
+    def _forget(self, ended: set[str], open_shards: Iterable[tuple[str, int]]) -> None:
+        """Closes the books of jobs that have ended while nobody planned."""
+        self.broker.close_shards([shard for shard in open_shards if shard[0] in ended])
+        for job in ended:
+            self.broker.drop_job(job)
+
+    def _reset(self, job: JobPlan, open_shards: dict[int, int]) -> None:
+        try:
+            job.reset(open_shards)
+        except VnpError as error:  # a damaged manifest must not take the others along
+            self._fail(job.id, error)
+
+    def _observe_commits(self, *, at_once: bool) -> None:
         for job in self.jobs.values():
             try:
-                committed = job.observe_commits()
+                committed = job.observe_commits(at_once=at_once)
             except VnpError as error:  # a damaged manifest
                 self._fail(job.id, error)
                 continue
@@ -172,13 +187,14 @@ class Planner:
         anything_open = any(job.open for job in self.jobs.values())
         return anything_open and self.broker.outstanding() == 0
 
-    def _issue_lost_again(self) -> None:
+    def _issue_lost_again(self, looked_at: float) -> None:
         """A shard's entries are acknowledged after its commit only. So what was open when nothing
-        was left, and is not committed now, was lost (evicted or deleted by somebody)."""
+        was left, and is not committed now, was lost (evicted or deleted by somebody). Of a manifest
+        that cannot be read now (a store that is away) nobody can tell."""
         for job in self.jobs.values():
-            if job.open:
+            if job.open and job.knows_since(looked_at):
                 self._tell_again("shard.lost", job)
-                job.reset({})
+                self._reset(job, {})
 
     def _tell_again(self, event: str, job: JobPlan) -> None:
         message = f"{len(job.open)} open shards are issued again"
@@ -192,7 +208,7 @@ class Planner:
         self.deadline_s *= 2
         for job in self.jobs.values():
             self._tell_again("shard.overdue", job)
-            job.reset({})
+            self._reset(job, {})
 
     def _validate_a_slice(self) -> bool:
         """Goes on with first readings: of small inputs, then of a large one in its turn.
@@ -282,9 +298,10 @@ class Planner:
         """Issues one shard of the job whose turn it is; False when the window is full or dry."""
         if not self._window_has_room():
             return False
-        for job in self._jobs_in_turn():
+        jobs = self._jobs_in_turn()
+        for job in jobs:
             try:
-                task = job.next_task()
+                task = job.next_task(SLICE_S / len(jobs))
             except VnpError as error:
                 self._fail(job.id, error)
                 return False
@@ -304,7 +321,7 @@ class Planner:
                 self.log.warning("redis.full", message=str(error))
             return False
         except UnavailableError:
-            job.reset(job.open)  # the task is gone from the stream of tasks: cut it again
+            self._reset(job, job.open)  # the task is gone from the stream of tasks: cut it again
             raise
         job.open[task.shard] = charge
         self.issued += 1

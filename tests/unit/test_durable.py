@@ -148,3 +148,15 @@ def test_lock_in_a_folder_that_is_not_ours(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionDeniedError, match="choose another folder"):
         FileLock(tmp_path / "lock")
+
+
+def test_two_that_write_one_file_at_once(tmp_path: Path) -> None:
+    """Processes of several nodes may have the same number; each writes a file of its own."""
+    path = tmp_path / "job.done.json"
+    with atomic_file(path) as first:
+        first.write(b"first ")
+        first.flush()
+        write_atomic(path, b"the second one, which is longer")
+        first.write(b"one")
+    assert path.read_bytes() == b"first one"
+    assert remove_temporary(tmp_path) == 0

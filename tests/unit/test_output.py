@@ -203,6 +203,9 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     out = tmp_path / "out"
     output = open_job(out)
     with pytest.raises(OutputError, match=r"in use by another run; choose another --out .*pid \d+"):
+        open_job(out, id="job2")
+    # Of its own job somebody else only has to wait for the other writer, which will let go
+    with pytest.raises(FencedError, match=r"another writer of this job .*pid \d+"):
         open_job(out)
     output.close()
     output.close()

@@ -1,0 +1,222 @@
+"""The planner on a real Redis: what it makes of manifests, of its predecessor's books, and of
+inputs that it reads for the second time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker.keys import TASKS
+from broker.queue import Broker
+from broker.server import PrivateServer
+from ops.jobs import InputFile, JobSpec, JobStore, Outcome
+from ops.manifest import EpochLine, ManifestWriter, ShardLine, read_manifest
+from ops.output import Output
+from tests.unit.output_fixtures import IDENTITY, make_spec
+from workers import job_plan
+from workers import planner as planner_module
+from workers.planner import Planner
+from workers.settings import WorkerSettings
+
+MakeBroker = Callable[..., Broker]
+SHARDS = 4
+
+
+class Bench:
+    """A shared folder, and planners of several nodes on one Redis."""
+
+    def __init__(self, folder: Path, url: str, namespace: str) -> None:
+        self.folder, self._url, self._namespace = folder, url, namespace
+        self.store = JobStore(folder / "shared")
+        self._planners: list[Planner] = []
+
+    def planner(self, node: str = "a") -> Planner:
+        state = self.folder / f"{node}-{len(self._planners)}"
+        state.mkdir()
+        settings = WorkerSettings(
+            state_dir=str(state),
+            shared_dir=str(self.folder / "shared"),
+            redis_url=self._url,
+            namespace=self._namespace,
+            identity=IDENTITY.to_dict(),
+            node=node,
+            shard_bases=1_000,
+            shard_records=1,
+        )
+        self._planners.append(Planner(settings, f"{node}:planner:0"))
+        return self._planners[-1]
+
+    def submit(self, job: str, shards: int = SHARDS) -> JobSpec:
+        """A job of as many records as shards."""
+        path = self.folder / f"{job}.fa"
+        path.write_text("".join(f">r{number}\n{'ACGT' * 100}\n" for number in range(shards)))
+        facts = path.stat()
+        inputs = (InputFile(str(path), facts.st_size, facts.st_mtime_ns),)
+        spec = make_spec(self.folder / f"{job}.out", id=job, inputs=inputs)
+        self.store.create(spec)
+        return spec
+
+    def open(self, spec: JobSpec) -> None:
+        """As the writer does."""
+        output = Output.open(spec.out, spec, self.store.plan(spec.id))
+        self.store.set_open(spec.id, output.epoch)
+        output.close()
+
+    def commit(self, spec: JobSpec, *shards: int) -> None:
+        """Writes lines; the planner reads nothing else."""
+        path = Path(spec.out) / "manifest.jsonl"
+        state = read_manifest(path)
+        writer = ManifestWriter(path, state)
+        number = state.epoch + 1
+        writer.start(EpochLine(epoch=number, node="", host="", pid=0, time=""))
+        for shard in shards:
+            file = f"shards/shard-{shard:06d}.h5"
+            nothing: dict[str, Any] = {"rows": 0, "records": 0, "chunks": 0, "bytes": 0}
+            writer.append(
+                ShardLine(shard=shard, file=file, sha256="", numerics=(), epoch=number, **nothing)
+            )
+        writer.close()
+
+    def begun(self, planner: Planner, job: str, shards: int = SHARDS) -> JobSpec:
+        """A job that is planned and open."""
+        spec = self.submit(job, shards)
+        steps(planner, lambda: self.store.plan_or_none(job) is not None)
+        self.open(spec)
+        return spec
+
+    def close(self) -> None:
+        for planner in self._planners:
+            planner.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, redis_server: PrivateServer, namespace: str) -> Iterator[Bench]:
+    bench = Bench(tmp_path, redis_server.url, namespace)
+    yield bench
+    bench.close()
+
+
+def steps(planner: Planner, done: Callable[[], bool], limit: int = 200) -> None:
+    """Steps until something is done."""
+    for _ in range(limit):
+        if done():
+            return
+        planner.step()
+    raise AssertionError(f"not done after {limit} steps")
+
+
+def test_damaged_manifest_fails_its_job_and_no_other(bench: Bench, make_broker: MakeBroker) -> None:
+    # Given two jobs under way, and a manifest that is damaged while the planner is away
+    first = bench.planner()
+    damaged, sound = bench.begun(first, "damaged"), bench.begun(first, "sound")
+    steps(first, lambda: bool(first.jobs["damaged"].open and first.jobs["sound"].open))
+    bench.commit(damaged, 0, 1)
+    path = Path(damaged.out) / "manifest.jsonl"
+    data = bytearray(path.read_bytes())
+    data[len(data) - 300] ^= 1
+    path.write_bytes(bytes(data))
+    # When its successor begins
+    planner = bench.planner()
+    planner.step()
+    # Then that job has failed, and the other one goes on
+    outcome = bench.store.outcome("damaged")
+    assert outcome is not None
+    assert "is damaged at byte" in outcome.message
+    bench.commit(sound, *range(SHARDS))
+    steps(planner, lambda: len(planner.jobs["sound"].committed) == SHARDS)
+
+
+def test_successor_forgets_what_ended_while_nobody_planned(
+    bench: Bench, make_broker: MakeBroker
+) -> None:
+    # Given a job with open shards that ends while no planner works
+    first = bench.planner()
+    bench.begun(first, "job1")
+    steps(first, lambda: len(first.jobs["job1"].open) == SHARDS)
+    first.close()
+    bench.store.set_outcome("job1", Outcome("failed", 70, "why not"))
+    # When another one begins
+    planner = bench.planner("b")
+    planner.step()
+    # Then nothing of it is left in the books, and what is left of it in the streams is dropped
+    broker = make_broker()
+    assert broker.open_shards() == {}
+    assert broker.is_cancelled("job1")
+
+
+def test_shards_that_a_manifest_does_not_name_any_more_are_issued_again(
+    bench: Bench, make_broker: MakeBroker
+) -> None:
+    # Given a job all of whose shards are issued, and two committed
+    planner = bench.planner()
+    spec = bench.begun(planner, "job1")
+    before = (Path(spec.out) / "manifest.jsonl").read_bytes()
+    bench.commit(spec, 0, 1)
+    steps(planner, lambda: len(planner.jobs["job1"].open) == SHARDS - 2)
+    # When its manifest is replaced by an older one
+    (Path(spec.out) / "older").write_bytes(before)
+    (Path(spec.out) / "older").replace(Path(spec.out) / "manifest.jsonl")
+    # Then what it has lost is issued again
+    steps(planner, lambda: len(planner.jobs["job1"].open) == SHARDS)
+    assert make_broker().outstanding() == SHARDS
+
+
+def test_no_step_reads_past_all_committed_shards(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A planner that is silent for long loses its role, or is replaced, and would begin again."""
+    # Given a job whose last shard alone is missing, and reading that takes its time
+    monkeypatch.setattr(planner_module, "SLICE_S", 0.0)
+    planner = bench.planner()
+    spec = bench.begun(planner, "job1", 40)
+    bench.commit(spec, *range(39))
+    tasks = make_slow(monkeypatch, 0.02)
+    # Then the planner makes many steps until it has found it
+    longest, count = 0.0, 0
+    while not planner.jobs["job1"].open:
+        began = time.monotonic()
+        planner.step()
+        longest, count = max(longest, time.monotonic() - began), count + 1
+    assert planner.jobs["job1"].open.keys() == {39}
+    assert count > 10
+    assert len(tasks) == 41
+    assert longest < 0.6
+
+
+def make_slow(monkeypatch: pytest.MonkeyPatch, pause_s: float) -> list[object]:
+    """Every shard takes a while to be read; returns what has been read so far."""
+    seen: list[object] = []
+    plain = job_plan.cut_in_steps
+
+    def slowly(*words: Any, **options: Any) -> Iterator[object]:
+        for task in plain(*words, **options):
+            time.sleep(pause_s)
+            seen.append(task)
+            yield task
+
+    monkeypatch.setattr(job_plan, "cut_in_steps", slowly)
+    return seen
+
+
+def test_nothing_is_lost_that_cannot_be_seen(bench: Bench, make_broker: MakeBroker) -> None:
+    # Given shards that are all committed and acknowledged, and a manifest that is away just now
+    planner, broker = bench.planner(), make_broker()
+    spec = bench.begun(planner, "job1")
+    steps(planner, lambda: len(planner.jobs["job1"].open) == SHARDS)
+    bench.commit(spec, *range(SHARDS))
+    Path(spec.out).rename(bench.folder / "away")
+    broker.acknowledge(TASKS, [entry.id for entry in broker.take(TASKS, SHARDS, 50)])
+    # Then nothing is computed anew for that
+    planner.next_look = 0.0
+    for _ in range(3):
+        planner.step()
+    assert broker.outstanding() == 0
+    # And when it is back, all is known
+    (bench.folder / "away").rename(spec.out)
+    planner.step()
+    assert planner.jobs["job1"].open == {}
+    assert len(planner.jobs["job1"].committed) == SHARDS

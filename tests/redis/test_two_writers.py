@@ -1,0 +1,95 @@
+"""Writers of two nodes on a real Redis and one shared folder: the role changes hands."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from broker.server import PrivateServer
+from ops.jobs import RUNNING, JobStore
+from ops.output import Output
+from tests.unit.output_fixtures import IDENTITY, PLAN, make_spec
+from workers import writer as writer_module
+from workers.settings import WorkerSettings
+from workers.writer import Writer
+
+LEASE_S = 1.0
+
+
+class Bench:
+    """A shared folder, and writers of several nodes on one Redis."""
+
+    def __init__(self, folder: Path, url: str, namespace: str) -> None:
+        self.folder, self._url, self._namespace = folder, url, namespace
+        self.store = JobStore(folder / "shared")
+        self._writers: list[Writer] = []
+
+    def writer(self, node: str) -> Writer:
+        state = self.folder / node
+        state.mkdir()
+        settings = WorkerSettings(
+            state_dir=str(state),
+            shared_dir=str(self.folder / "shared"),
+            redis_url=self._url,
+            namespace=self._namespace,
+            identity=IDENTITY.to_dict(),
+            node=node,
+            lease_s=LEASE_S,
+        )
+        self._writers.append(Writer(settings, f"{node}:writer:0"))
+        return self._writers[-1]
+
+    def plan(self, job: str) -> None:
+        self.store.create(make_spec(self.folder / f"{job}.out", id=job))
+        self.store.set_plan(job, PLAN)
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, redis_server: PrivateServer, namespace: str) -> Iterator[Bench]:
+    bench = Bench(tmp_path, redis_server.url, namespace)
+    yield bench
+    bench.close()
+
+
+def steps(writer: Writer, done: Callable[[], bool], limit: int = 200) -> None:
+    for _ in range(limit):
+        if done():
+            return
+        writer.step()
+    raise AssertionError(f"not done after {limit} steps")
+
+
+def test_role_that_is_lost_during_the_first_opening(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a writer that has the folder's lock, and stands still before it could say so
+    monkeypatch.setattr(writer_module, "RETRY_S", 0.1)
+    has_it, goes_on = threading.Event(), threading.Event()
+    plain = Output.open
+
+    def slowly(*words: object, **options: object) -> Output:
+        output = plain(*words, **options)  # type: ignore[arg-type]
+        if not has_it.is_set():
+            has_it.set()
+            goes_on.wait(60)
+        return output
+
+    monkeypatch.setattr(Output, "open", slowly)
+    bench.plan("job1")
+    first, second = bench.writer("a"), bench.writer("b")
+    steps(first, has_it.is_set)
+    # When another one takes the role over, then it does not give the job up
+    steps(second, lambda: "job1" in second.jobs and bool(second.jobs["job1"].retry_at))
+    assert bench.store.outcome("job1") is None
+    # And has it when the first one has let go
+    goes_on.set()
+    steps(first, lambda: first.jobs == {})
+    steps(second, lambda: bench.store.state("job1") == RUNNING)
+    assert second.jobs["job1"].output is not None
