@@ -12,6 +12,7 @@ from broker.keys import TASKS
 from broker.server import PrivateServer
 from daemon.client import JobRequest, submit
 from daemon.config import Config
+from ops.output import Output
 from workers.planner import MAX_READINGS, Planner
 
 NUM_LARGE = MAX_READINGS + 2
@@ -64,13 +65,20 @@ def test_small_input_does_not_wait_for_many_large_ones(
     assert all(planner.store.plan_or_none(job) is not None for job in large)
 
 
-def test_a_step_fills_the_window(config: Config, planner: Planner, tmp_path: Path) -> None:
-    # Given jobs whose folders are open, and a large input that is being read
-    jobs = [submit_reads(config, tmp_path, f"small-{n}", 3_000) for n in range(20)]
+def open_folders(planner: Planner, jobs: list[str]) -> None:
+    """What a writer does with jobs that are planned."""
     while any(planner.store.plan_or_none(job) is None for job in jobs):
         planner.step()
     for job in jobs:
+        spec = planner.store.spec(job)
+        Output.open(spec.out, spec, planner.store.plan(job)).close()
         planner.store.set_open(job, 1)
+
+
+def test_a_step_fills_the_window(config: Config, planner: Planner, tmp_path: Path) -> None:
+    # Given jobs whose folders are open, and a large input that is being read
+    jobs = [submit_reads(config, tmp_path, f"small-{n}", 3_000) for n in range(20)]
+    open_folders(planner, jobs)
     # When the planner makes a step; Then none of them has to wait for the next one
     planner.step()
     assert planner.broker.stats().streams[TASKS].length == len(jobs)
@@ -83,9 +91,8 @@ def test_more_equal_jobs_than_places_share_them(
     config.state_dir.mkdir()
     changed = config.changed(namespace=namespace, shard_bases=3_000, window_shards=8)
     planner = Planner(changed.worker_settings(redis_server.url), "node:planner:0")
-    for number in range(10):
-        job = submit_reads(config, tmp_path, f"equal-{number}", 60_000)
-        planner.store.set_open(job, 1)
+    jobs = [submit_reads(config, tmp_path, f"equal-{number}", 60_000) for number in range(10)]
+    open_folders(planner, jobs)
     planner.step()
     planner.step()
     assert sum(len(job.open) for job in planner.jobs.values()) == 8
@@ -103,9 +110,8 @@ def test_more_equal_jobs_than_places_share_them(
 def test_failed_input_is_not_tried_again(config: Config, planner: Planner, tmp_path: Path) -> None:
     # Given an input that changes after the first reading
     job = submit_reads(config, tmp_path, "changing", 3_000)
-    planner.step()
+    open_folders(planner, [job])
     (tmp_path / "changing.fa").write_text(">other\nACGT\n")
-    planner.store.set_open(job, 1)
     # When its turn comes; Then it fails, and once
     planner.step()
     outcome = planner.store.outcome(job)
