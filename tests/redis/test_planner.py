@@ -170,9 +170,9 @@ def test_no_step_reads_past_all_committed_shards(
 ) -> None:
     """A planner that is silent for long loses its role, or is replaced, and would begin again."""
     # Given a job whose last shard alone is missing, and reading that takes its time
-    monkeypatch.setattr(planner_module, "SLICE_S", 0.0)
     planner = bench.planner()
     spec = bench.begun(planner, "job1", 40)
+    monkeypatch.setattr(planner_module, "SLICE_S", 0.01)
     bench.commit(spec, *range(39))
     tasks = make_slow(monkeypatch, 0.02)
     # Then the planner makes many steps until it has found it
