@@ -9,6 +9,7 @@ counts the lease down, and the holder counts by its own monotonic clock from bef
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 from broker.queue import Broker
@@ -19,10 +20,20 @@ STAND_BY_S = 0.5
 
 
 class RoleLease:
-    """One process' claim to a role. The holder's successor of the same name has it at once."""
+    """One process' claim to a role. The holder's successor of the same name has it at once.
 
-    def __init__(self, broker: Broker, role: str, lease_s: float) -> None:
+    is_able: False while this process could do nothing with the role, and others had better have it.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        role: str,
+        lease_s: float,
+        is_able: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.role = role
+        self._is_able = is_able
         self._broker = broker
         self._lease_s = lease_s
         self._valid_until = 0.0
@@ -35,6 +46,10 @@ class RoleLease:
         Then this says so before it asks again, which may take its time: others wait for what we
         have to give back.
         """
+        if not self._is_able():
+            if self._valid_until:
+                self.give_up()
+            return False
         now = time.monotonic()
         if 0 < self._valid_until <= now:
             self._valid_until = 0.0

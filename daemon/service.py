@@ -62,6 +62,7 @@ class Service:
         self.state = Path(config.state_dir)
         config.cards  # noqa: B018 - a missing model is told before anything starts
         make_state_dir(self.state)
+        make_state_dir(JobStore(config.jobs_dir).folder)  # the roles wait for it
         self.words = _words(config)
         self.locks = _lock_roles(config)
         server = None if config.redis_url else PrivateServer(self.state.absolute() / "redis")

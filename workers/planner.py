@@ -53,7 +53,7 @@ class Planner:
         self.lock = FileLock(Path(settings.state_dir) / "planner.lock")
         self.store = JobStore(Path(settings.shared_dir))
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
-        self.role = RoleLease(self.broker, "planner", settings.lease_s)
+        self.role = RoleLease(self.broker, "planner", settings.lease_s, self.store.is_there)
         self.identity = Identity.from_dict(settings.identity)
         self.jobs: dict[str, JobPlan] = {}
         self.incarnation: str | None = None
@@ -87,9 +87,12 @@ class Planner:
             time.sleep(PAUSE_S)
 
     def _stand_by(self) -> None:
-        """Somebody else plans, or Redis is away: what we know of the jobs is not kept."""
+        """Somebody else plans, or Redis or the job files are away: what we know of the jobs is not
+        kept."""
         if self.jobs:
-            self.log.warning("planner.stands_by", message="another node plans from here on")
+            self.log.warning(
+                "planner.stands_by", message="another node plans from here on, or none can"
+            )
         self.jobs.clear()
         self.incarnation = None
         time.sleep(PAUSE_S)

@@ -85,7 +85,7 @@ class Writer:
         self.large_outputs = ThreadPoolExecutor(LARGE_THREADS, "large-outputs")
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.lease = LeaseKeeper(self.broker, RESULTS, settings.lease_s)
-        self.role = RoleLease(self.broker, "writer", settings.lease_s)
+        self.role = RoleLease(self.broker, "writer", settings.lease_s, self.store.is_there)
 
     def step(self) -> None:
         """Takes planned jobs up, gathers what has arrived, sees to what other threads have done."""
@@ -100,9 +100,12 @@ class Writer:
             self._advance(job)
 
     def _stand_by(self) -> None:
-        """Somebody else writes, or Redis is away: the folders are for whoever has the role."""
+        """Somebody else writes, or Redis or the job files are away: the folders are for whoever has
+        the role."""
         if self.jobs:
-            self.log.warning("writer.stands_by", message="another node writes from here on")
+            self.log.warning(
+                "writer.stands_by", message="another node writes from here on, or none can"
+            )
             self._give_back([self._close(job) for job in list(self.jobs)])
         time.sleep(STAND_BY_PAUSE_S)
 

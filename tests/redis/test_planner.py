@@ -37,9 +37,12 @@ class Bench:
     def planner(self, node: str = "a") -> Planner:
         state = self.folder / f"{node}-{len(self._planners)}"
         state.mkdir()
+        mount = self.mount(node)
+        if not mount.is_symlink():
+            mount.symlink_to(self.folder / "shared")
         settings = WorkerSettings(
             state_dir=str(state),
-            shared_dir=str(self.folder / "shared"),
+            shared_dir=str(mount),
             redis_url=self._url,
             namespace=self._namespace,
             identity=IDENTITY.to_dict(),
@@ -49,6 +52,10 @@ class Bench:
         )
         self._planners.append(Planner(settings, f"{node}:planner:0"))
         return self._planners[-1]
+
+    def mount(self, node: str) -> Path:
+        """Where a node sees the shared folder."""
+        return self.folder / f"mount-{node}"
 
     def submit(self, job: str, shards: int = SHARDS) -> JobSpec:
         """A job of as many records as shards."""
@@ -220,3 +227,26 @@ def test_nothing_is_lost_that_cannot_be_seen(bench: Bench, make_broker: MakeBrok
     planner.step()
     assert planner.jobs["job1"].open == {}
     assert len(planner.jobs["job1"].committed) == SHARDS
+
+
+def test_node_whose_shared_folder_is_away_leaves_the_role_to_others(
+    bench: Bench, make_broker: MakeBroker
+) -> None:
+    # Given a planner at work, and one that stands by
+    first, second = bench.planner("a"), bench.planner("b")
+    bench.begun(first, "job1")
+    steps(first, lambda: len(first.jobs["job1"].open) == SHARDS)
+    second.step()
+    assert second.jobs == {}
+    # When the folder is away on the first one's node alone
+    bench.mount("a").unlink()
+    first.step()
+    first.step()
+    # Then the other one has the role at once, and nothing of the job was given up
+    second.role.held()
+    steps(second, lambda: "job1" in second.jobs and len(second.jobs["job1"].open) == SHARDS)
+    assert first.jobs == {}
+    broker = make_broker()
+    assert broker.role_holder("planner") == "b:planner:0"
+    assert not broker.is_cancelled("job1")
+    assert broker.outstanding() == SHARDS
