@@ -19,7 +19,7 @@ import redis
 #: Small shards and short leases, so that a job of seconds has many of both.
 SHARD_BASES = 20_000
 LEASE_S = 2.0
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 def until(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
