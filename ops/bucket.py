@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -208,7 +208,8 @@ class Bucket:
         return True
 
     def delete(self, names: list[str]) -> None:
-        with self.translated(""):
+        """Removes objects; some stores (not S3) say so of one that is gone already."""
+        with self.translated(""), suppress(FileNotFoundError):
             obstore.delete(self._store, names)
 
     def hold(self, job: str, *, again: bool) -> BucketHold:

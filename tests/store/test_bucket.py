@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.store import LocalStore
 
 from ops import bucket as bucket_module
 from ops.bucket import Bucket, record
@@ -369,6 +370,18 @@ def test_prefix_of_any_other_letters(store: Proxy, name: str) -> None:
     assert "odd.txt" in place.listing()
     assert place.read("odd.txt") == b"x"
     place.delete(["odd.txt"])
+
+
+def test_deleting_twice_on_a_store_that_minds(
+    store: Proxy, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a request that is sent again after its reply was lost, on Google's and Azure's stores."""
+    place = Bucket(out)
+    monkeypatch.setattr(place, "_store", LocalStore(tmp_path))
+    for name in ("a", "c"):
+        place.write(name, b"x")
+    place.delete(["a", "b", "c"])
+    assert place.listing() == {}
 
 
 def test_two_requests_at_once_for_a_line_are_tried_again(store: Proxy, out: str) -> None:
