@@ -28,7 +28,7 @@ from ops.shardfile import ShardData, build_shard
 from ops.tables import Counts
 from ops.totals import check_totals, remarks
 
-#: Tables of jobs with fewer shards are written at the end alone.
+#: A job of so many shards is large: its tables are written along, and not at the end alone.
 AHEAD_FROM = 16
 #: Bytes in the output of a shard, a record, a chunk, a frame, a base called virus; generous means.
 _DISK = {"shards": 40_000, "records": 250, "chunks": 130, "frames": 80, "letters": 0.35}

@@ -32,7 +32,7 @@ from ops.fasta import Alphabet, Piece, read_inputs
 from ops.jobs import JobStore, Outcome
 from ops.manifest import ShardLine
 from ops.nouns import Account, Batch, BatchResult, JobFailure, ShardTask, Status
-from ops.output import Output
+from ops.output import AHEAD_FROM, Output
 from ops.place import is_remote
 from ops.runfile import exit_code
 from ops.tables import Counts
@@ -53,11 +53,9 @@ UPLOAD_THREADS = 4
 ADOPT_EVERY_S = 0.1
 #: Output folders held open at once, each with two files and the shards being gathered.
 MAX_OPEN_JOBS = 64
-#: Folders that are opened or finished at once. Large jobs have threads of their own: those that
-#: began together end together, and their tables would hold up all small ones.
+#: Folders that are opened or finished at once. Large jobs, from AHEAD_FROM shards on, have threads
+#: of their own: those that began together end together, and would hold up all small ones.
 OUTPUT_THREADS, LARGE_THREADS = 4, 2
-#: A job of so many shards is large.
-LARGE_FROM = 16
 #: After something that the file system did not take (a full disk, say) and before the next try.
 RETRY_S = 2.0
 #: Jobs whose tables are written ahead at once: commits have the processor before them.
@@ -244,7 +242,7 @@ class Writer:
 
     def _pool_of(self, job: str) -> ThreadPoolExecutor:
         """The threads that open and finish the folder of such a job."""
-        is_large = self.store.plan(job).shards >= LARGE_FROM
+        is_large = self.store.plan(job).shards >= AHEAD_FROM
         return self.large_outputs if is_large else self.outputs
 
     def _open(self, job: str, held: OpenJob) -> Output:

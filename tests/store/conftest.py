@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ops import bucket
+from ops import bucket, bucket_tail
 from tests.store.s3 import BUCKET, Proxy, Server
 
 _numbers = itertools.count()
@@ -25,7 +25,7 @@ def store(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     for name, value in proxy.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(bucket, "_TRIED", set())
-    monkeypatch.setattr(bucket, "_AWAY", {})
+    monkeypatch.setattr(bucket_tail, "_AWAY", {})
     yield proxy
     proxy.close()
 

@@ -14,6 +14,7 @@ from obstore.store import LocalStore
 
 from ops import bucket as bucket_module
 from ops.bucket import Bucket, record
+from ops.bucket_tail import BucketTail
 from ops.errors import (
     ConfigError,
     CorruptionError,
@@ -439,8 +440,8 @@ def test_opened_job_whose_prefix_is_gone_waits(store: Proxy, out: str) -> None:
 
 
 def test_tail_sees_what_counts(store: Proxy, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket_module.BucketTail, "EVERY_S", 0.0)
-    monkeypatch.setattr(bucket_module.BucketTail, "AWAY_S", 0.0)
+    monkeypatch.setattr(BucketTail, "EVERY_S", 0.0)
+    monkeypatch.setattr(BucketTail, "AWAY_S", 0.0)
     tail = place_of(out).tail()
     assert tail.poll() == []  # nothing there yet
     first = open_job(out)
