@@ -140,12 +140,8 @@ class BucketHold:
         self._next += 1
         return True
 
-    @property
-    def ahead(self) -> None:
-        return None
-
     @contextmanager
-    def results(self, *, begun: bool = False) -> Iterator[Path]:
+    def results(self) -> Iterator[Path]:
         with self._bucket.scratch() as folder:
             yield folder
             for name in DERIVED:

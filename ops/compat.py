@@ -63,6 +63,10 @@ class CompatWriter:
         with self._sorter as sorter:
             self._highest.writelines(_highest_lines(sorter))
 
+    def drop(self) -> None:
+        """Closes the files that it has spilled into."""
+        self._sorter.close()
+
 
 def _chunk_ids(account: Account, rows: NDArray[np.intp]) -> list[bytes]:
     """Chunk ids as the original makes them, with chunks counted from 1."""
@@ -106,6 +110,9 @@ class Sorter:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._files.close()
 
     def add(self, item: Highest) -> None:

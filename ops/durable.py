@@ -61,13 +61,19 @@ def temporary_path(path: Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary stream whose bytes become `path`, whole and durable, when the block ends well."""
+    """A binary stream whose bytes become `path`, whole and durable, when the block ends well.
+
+    Raises OSError when the temporary file is another one by then: in a folder that was replaced by
+    a copy of itself, say, it is a copy of a half.
+    """
     temporary = temporary_path(path)
     try:
         with temporary.open("wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+            if not os.path.samestat(os.fstat(stream.fileno()), temporary.stat()):
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(temporary))
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -7,8 +7,9 @@ same bytes, so a crash in the middle needs no repair.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from ops.compat import CompatWriter
@@ -25,10 +26,12 @@ from ops.files import (
     file_digest,
 )
 from ops.identity import Identity
+from ops.jobs import Plan
 from ops.place import Place
 from ops.shardfile import ShardData, read_shard
 from ops.tables import Counts, TableWriter
-from ops.virusfasta import RecordPiece, write_virus_fasta
+from ops.totals import check_totals
+from ops.virusfasta import RecordPiece, VirusFasta
 
 ReadRecords = Callable[[], Iterable[RecordPiece]]
 
@@ -65,69 +68,87 @@ class _DroppedError(Exception):
 
 
 class Tables:
-    """The tables of a job, written shard by shard in order under temporary names: `close` makes
-    them appear, `drop` leaves nothing of them. compat: two files more."""
+    """All derived files of a job, written shard by shard in order under temporary names.
 
-    def __init__(self, out: Path, identity: Identity, compat: bool) -> None:
-        is_virus_job = identity.pipeline == "virus"
+    A block around `add` and `close` makes them belong to the place when it ends well; when it does
+    not, or by `drop`, nothing of them is left. results: the block of `Hold.results`; compat: two
+    files more. In virus jobs the input is read once more, as far as the shards go.
+    """
+
+    def __init__(
+        self,
+        results: AbstractContextManager[Path],
+        identity: Identity,
+        compat: bool,
+        read_records: ReadRecords,
+    ) -> None:
         self.num_shards = 0  # that are in them
-        with ExitStack() as files:
-            sequences = files.enter_context(atomic_file(out / SEQUENCES))
-            chunks = files.enter_context(atomic_file(out / CHUNKS)) if is_virus_job else None
-            self._tables = TableWriter(sequences, chunks, identity.uracil_as_t)
-            self._original = _compat_writer(out, files) if compat and is_virus_job else None
-            self._files = files.pop_all()
+        self._pipeline = identity.pipeline
+        with ExitStack() as place:
+            self._folder = place.enter_context(results)
+            self._files = place.enter_context(ExitStack())
+            self._open_files(identity, compat, read_records)
+            self._place = place.pop_all()
+
+    def _open_files(self, identity: Identity, compat: bool, read_records: ReadRecords) -> None:
+        out, files = self._folder, self._files
+        is_virus_job = identity.pipeline == "virus"
+        sequences = files.enter_context(atomic_file(out / SEQUENCES))
+        chunks = files.enter_context(atomic_file(out / CHUNKS)) if is_virus_job else None
+        self._tables = TableWriter(sequences, chunks, identity.uracil_as_t)
+        self._original = _compat_writer(out, files) if compat and is_virus_job else None
+        self._viruses: VirusFasta | None = None
+        if is_virus_job:
+            target = files.enter_context(atomic_file(out / VIRUSES))
+            self._viruses = files.enter_context(VirusFasta(target, read_records()))
+
+    def __enter__(self) -> Tables:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._place.__exit__(kind, error, trace)
 
     def add(self, shard: ShardData) -> None:
-        """Takes the next shard; after an error there is nothing to do but `drop`."""
-        self._tables.add(shard)
+        """Takes the next shard. Raises CorruptionError, DataError (the input has changed), OSError;
+        then there is nothing to do but `drop`."""
+        lines = self._tables.add(shard)
         if self._original is not None:
             self._original.add(shard)
+        if self._viruses is not None:
+            self._viruses.add(lines)
         self.num_shards += 1
 
-    def close(self, num_records: int) -> Counts:
-        with self._files:
-            counts = self._tables.close(num_records)
-            if self._original is not None:
-                self._original.close()
-        return counts
+    def close(self, plan: Plan) -> tuple[Counts, dict[str, dict[str, Any]]]:
+        """Lets the files appear; returns what they hold, and size and sha256 of each. Raises what
+        `add` raises, and AccountingError (the totals do not add up)."""
+        counts = self._tables.close(plan.records)
+        if self._original is not None:
+            self._original.close()
+        if self._viruses is not None:
+            self._viruses.require_end()
+        check_totals(counts, plan, self._pipeline)
+        self._files.close()
+        return counts, describe_files(self._folder)
 
     def drop(self) -> None:
-        """Does nothing after `close`."""
-        with suppress(_DroppedError), self._files:
+        """After an end of the block it does nothing. A folder that is away keeps what it has until
+        it is opened again."""
+        with suppress(_DroppedError, OSError), self:
             raise _DroppedError
-
-
-def write_results(
-    out: Path,
-    tables: Tables,
-    shards: Iterable[ShardData],
-    identity: Identity,
-    num_records: int,
-    read_records: ReadRecords,
-) -> Counts:
-    """Writes what is left of the tables, and in virus jobs the sequences called virus."""
-    try:
-        for shard in shards:
-            tables.add(shard)
-        counts = tables.close(num_records)
-    except BaseException:
-        tables.drop()
-        raise
-    if identity.pipeline == "virus":
-        with (
-            (out / SEQUENCES).open("rb") as table,
-            atomic_file(out / VIRUSES) as target,
-        ):
-            write_virus_fasta(target, read_records(), table)
-    return counts
 
 
 def _compat_writer(out: Path, files: ExitStack) -> CompatWriter:
     make_subfolder(out / COMPAT)
     predictions = files.enter_context(atomic_file(out / COMPAT / PREDICTIONS))
     highest = files.enter_context(atomic_file(out / COMPAT / HIGHEST))
-    return CompatWriter(predictions, highest, out / COMPAT)
+    writer = CompatWriter(predictions, highest, out / COMPAT)
+    files.callback(writer.drop)
+    return writer
 
 
 def describe_files(out: Path) -> dict[str, dict[str, Any]]:

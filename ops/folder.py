@@ -102,7 +102,7 @@ class Folder:
 
 
 class FolderHold:
-    """OUT under its lock. Used from one thread."""
+    """OUT under its lock. Used from one thread; the block of `results` may be another's."""
 
     def __init__(self, out: Path, lock: FileLock) -> None:
         self.out = out
@@ -154,15 +154,9 @@ class FolderHold:
     def append(self, line: ShardLine) -> None:
         self._journal.append(line)
 
-    @property
-    def ahead(self) -> Path:
-        return self.out
-
     @contextmanager
-    def results(self, *, begun: bool = False) -> Iterator[Path]:
+    def results(self) -> Iterator[Path]:
         """OUT itself: each file replaces its predecessor when it is whole."""
-        if not begun:
-            self._remove_temporary()
         with _unless_away(self.out):
             yield self.out
 
@@ -170,7 +164,8 @@ class FolderHold:
         write_atomic(self.out / name, data)
 
     def sweep(self, named: Iterable[str]) -> None:
-        """Nothing: shards have one name each, and temporary files went when OUT was opened."""
+        """Temporary files of writers that woke after OUT was opened; shards have one name each."""
+        self._remove_temporary()
 
     def release(self) -> None:
         if self._manifest is not None:

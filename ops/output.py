@@ -10,23 +10,23 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from ops.durable import describe_os_error
 from ops.errors import IdentityError, InternalError
 from ops.files import RUN
-from ops.finish import ReadRecords, Tables, describe_files, read_shards, write_results
+from ops.finish import ReadRecords, Tables, read_shards
 from ops.gather import ShardGather
 from ops.identity import mismatch, require_same
 from ops.jobs import JobSpec, Plan, utc_now
 from ops.manifest import EpochLine, HeaderLine, ManifestState, ShardLine
 from ops.place import Hold, Place, place_of
 from ops.runfile import describe_run, encode_run
-from ops.shardfile import ShardData, build_shard
+from ops.shardfile import build_shard
 from ops.tables import Counts
-from ops.totals import check_totals, remarks
+from ops.totals import remarks
 
 #: A job of so many shards is large: its tables are written along, and not at the end alone.
 AHEAD_FROM = 16
@@ -182,61 +182,59 @@ class Output:
         AccountingError (the totals do not add up: the job does not count as finished).
         """
         assert self.is_complete, "some shards are not committed"
-        files = [self._files[number] for number in range(self.num_shards)]
         ahead, self._ahead = self._ahead, None
         try:
-            with self._hold.results(begun=ahead is not None) as folder:
-                tables = ahead or Tables(folder, self._identity, self._spec.compat)
-                counts = write_results(
-                    folder,
-                    tables,
-                    _checked(self._read(files, tables.num_shards), check),
-                    self._identity,
-                    self._plan.records,
-                    read_records,
-                )
-                check_totals(counts, self._plan, self._identity.pipeline)
-                derived = describe_files(folder)
+            with ahead or self._begin_tables(read_records) as tables:
+                self._add_committed(tables, check)
+                counts, derived = tables.close(self._plan)
             ending = {"state": "finished", "finished": utc_now(), "counts": vars(counts)}
             ending["notes"] = remarks(vars(counts), self._identity.pipeline)
             run = {**self._describe(), **(facts or {}), **ending, "files": derived}
             self._hold.write(RUN, encode_run(run))
-            self._hold.sweep(files)
+            self._hold.sweep(self._files.values())
         except OSError as error:
             raise describe_os_error(error, str(self.place)) from error
         return counts
 
-    def _read(self, files: list[str], first: int) -> Iterator[ShardData]:
-        """The shards from that number on."""
-        return read_shards(self.place, files[first:], self._identity, first=first)
+    def _begin_tables(self, read_records: ReadRecords) -> Tables:
+        return Tables(self._hold.results(), self._identity, self._spec.compat, read_records)
+
+    def _add_committed(self, tables: Tables, check: Callable[[], None]) -> None:
+        """The next shards, up to the first that is not committed."""
+        while (number := tables.num_shards) in self._files:
+            check()
+            [shard] = read_shards(self.place, [self._files[number]], self._identity, first=number)
+            tables.add(shard)
 
     @property
     def can_write_ahead(self) -> bool:
         """True when the next shard of the tables is committed, though not the last of the job."""
-        if self._hold.ahead is None or self._spec.compat or self.num_shards < AHEAD_FROM:
+        if self.num_shards < AHEAD_FROM or self._gave_up_ahead or self.is_complete:
             return False
-        return not self._gave_up_ahead and self._num_ahead in self._files and not self.is_complete
+        return self.shards_ahead in self._files
 
     @property
-    def _num_ahead(self) -> int:
+    def writes_ahead(self) -> bool:
+        """True while tables are begun, with their files open."""
+        return self._ahead is not None
+
+    @property
+    def shards_ahead(self) -> int:
+        """Shards that are in the tables."""
         return self._ahead.num_shards if self._ahead is not None else 0
 
-    def write_ahead(self, check: Callable[[], None] = lambda: None) -> None:
+    def write_ahead(
+        self, read_records: ReadRecords, check: Callable[[], None] = lambda: None
+    ) -> None:
         """Writes the rows of the shards that are committed, up to the first that is not, so that
-        `finish` has less to do; in one thread, beside commits.
+        `finish` has less to do; in one thread, beside commits. Arguments: see there.
 
         What it raises costs nothing but this work: `finish` then does all of it.
         """
-        assert self._hold.ahead is not None
         try:
             if self._ahead is None:
-                self._ahead = Tables(self._hold.ahead, self._identity, compat=False)
-            while (number := self._num_ahead) in self._files:
-                check()
-                [shard] = read_shards(
-                    self.place, [self._files[number]], self._identity, first=number
-                )
-                self._ahead.add(shard)
+                self._ahead = self._begin_tables(read_records)
+            self._add_committed(self._ahead, check)
         except BaseException:
             self._gave_up_ahead = True
             self._drop_ahead()
@@ -254,12 +252,6 @@ class Output:
         """Gives OUT back; a second call does nothing."""
         self._drop_ahead()
         self._hold.release()
-
-
-def _checked(shards: Iterator[ShardData], check: Callable[[], None]) -> Iterator[ShardData]:
-    for shard in shards:
-        check()
-        yield shard
 
 
 def _header(spec: JobSpec, plan: Plan) -> HeaderLine:

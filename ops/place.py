@@ -104,13 +104,9 @@ class Hold(Protocol):
         """Makes a line durable: that is the commit. Raises FencedError: the place is lost; what
         else it raises leaves the shard uncommitted, try again."""
 
-    @property
-    def ahead(self) -> Path | None:
-        """The folder in which tables can be written ahead of the end; None: only in `results`."""
-
-    def results(self, *, begun: bool = False) -> AbstractContextManager[Path]:
+    def results(self) -> AbstractContextManager[Path]:
         """A local folder in which `ops.finish` writes; its files belong to the place when the block
-        has ended well. begun: some are being written in `ahead` already."""
+        has ended well. Shards may be published and appended meanwhile, by another thread."""
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces a file, whole or not at all."""

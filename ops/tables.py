@@ -137,8 +137,8 @@ class TableWriter:
         if chunks is not None:
             chunks.write(row(CHUNK_COLUMNS))
 
-    def add(self, shard: ShardData) -> None:
-        """Writes the chunks of a shard, and the records that end in it."""
+    def add(self, shard: ShardData) -> list[bytes]:
+        """Writes the chunks of a shard, and the records that end in it; returns their lines."""
         account, rows = shard.account, shard.rows
         calls = call_chunks(account, rows)
         names = [
@@ -160,6 +160,7 @@ class TableWriter:
         self._sequences.write(b"".join(lines))
         if self._chunks is not None:
             self._chunks.write(b"".join(_chunk_lines(account, calls, names)))
+        return lines
 
     def close(self, num_records: int) -> Counts:
         """The counts, once all shards are in. Raises CorruptionError: records are missing."""

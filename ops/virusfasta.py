@@ -34,63 +34,74 @@ class RecordPiece(Protocol):
     def last(self) -> bool: ...
 
 
-def write_virus_fasta(target: BinaryIO, pieces: Iterable[RecordPiece], sequences: BinaryIO) -> None:
-    """Writes the records that `sequences` (sequences.tsv) calls virus, 60 letters a line.
+class VirusFasta:
+    """Takes the lines of all records of sequences.tsv, in order; writes those called virus, 60
+    letters a line. It reads the input as far as the lines go.
 
-    Raises DataError when the input is not the one that the table was made of.
+    Raises DataError when the input is not the one that the lines were made of. The end of the block
+    closes the gzip stream, and the target stays open.
     """
-    calls = read_calls(sequences)
-    with gzip.GzipFile(filename="", mode="wb", fileobj=target, compresslevel=LEVEL, mtime=0) as out:
-        writer = _Writer(out)
-        for piece in pieces:
-            writer.add(piece, calls)
-    if next(calls, None) is not None:
-        raise DataError("an input has lost records since it was submitted; submit it again")
 
-
-def read_calls(sequences: BinaryIO) -> Iterator[tuple[str, int, bool]]:
-    """(name, length, called virus) of every record of a sequences.tsv, in order."""
-    next(sequences)
-    for line in sequences:
-        name, length, prediction, _ = line.decode().split("\t", 3)
-        yield name, int(length), prediction == "virus"
-
-
-class _Writer:
-    """Follows the pieces of one record after the other."""
-
-    def __init__(self, out: gzip.GzipFile) -> None:
-        self._out = out
-        self._ordinal = -1
-        self._call = ("", 0, False)
-        self._length = 0
+    def __init__(self, target: BinaryIO, pieces: Iterable[RecordPiece]) -> None:
+        self._out = gzip.GzipFile(
+            filename="", mode="wb", fileobj=target, compresslevel=LEVEL, mtime=0
+        )
+        self._pieces = iter(pieces)
         self._rest = b""
 
-    def add(self, piece: RecordPiece, calls: Iterator[tuple[str, int, bool]]) -> None:
-        if piece.ordinal != self._ordinal:
-            self._begin(piece, calls)
-        letters = bytes(piece.letters)
-        self._length += len(letters)
-        if self._call[2]:
-            self._write(letters, piece.last)
-        if piece.last and self._length != self._call[1]:
+    def __enter__(self) -> VirusFasta:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._out.close()
+
+    def add(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            name, length, prediction, _ = line.decode().split("\t", 3)
+            self._follow(name, int(length), prediction == "virus")
+
+    def require_end(self) -> None:
+        """The input has no records more than there were lines."""
+        if (piece := next(self._pieces, None)) is not None:
             raise _changed(piece)
 
-    def _begin(self, piece: RecordPiece, calls: Iterator[tuple[str, int, bool]]) -> None:
-        self._ordinal, self._length, self._rest = piece.ordinal, 0, b""
-        self._call = next(calls, ("", -1, False))
-        if self._call[1] < 0 or self._call[0] != escape(piece.name):
-            raise _changed(piece)
-        if self._call[2]:
-            description = getattr(piece, "description", "")
-            header = f">{piece.name} {description}" if description else f">{piece.name}"
-            self._out.write(header.encode("utf-8", "surrogateescape") + b"\n")
+    def _follow(self, name: str, length: int, is_virus: bool) -> None:
+        """Reads the next record, and writes it when it is called virus."""
+        first = next(self._pieces, None)
+        if first is None:
+            raise DataError("an input has lost records since it was submitted; submit it again")
+        if escape(first.name) != name:
+            raise _changed(first)
+        if is_virus:
+            self._begin(first)
+        seen = 0
+        for piece in _record(first, self._pieces):
+            letters = bytes(piece.letters)
+            seen += len(letters)
+            if is_virus:
+                self._write(letters, piece.last)
+        if seen != length:
+            raise _changed(first)
+
+    def _begin(self, piece: RecordPiece) -> None:
+        self._rest = b""
+        description = getattr(piece, "description", "")
+        header = f">{piece.name} {description}" if description else f">{piece.name}"
+        self._out.write(header.encode("utf-8", "surrogateescape") + b"\n")
 
     def _write(self, letters: bytes, last: bool) -> None:
         letters = self._rest + letters
         whole = len(letters) if last else len(letters) // LINE * LINE
         self._rest = letters[whole:]
         self._out.write(wrap(letters[:whole]))
+
+
+def _record(piece: RecordPiece, pieces: Iterator[RecordPiece]) -> Iterator[RecordPiece]:
+    """The pieces of one record, from its first one on."""
+    yield piece
+    while not piece.last:
+        piece = next(pieces)
+        yield piece
 
 
 def wrap(letters: bytes) -> bytes:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from ops.fasta import Alphabet, Piece, read_inputs
 from ops.gather import ShardGather
 from ops.jobs import JobSpec
 from ops.manifest import ShardLine
@@ -55,13 +58,26 @@ class OpenJob:
         if self.closing:
             raise _ClosingError
 
+    def read_input(self, roots: tuple[str, ...]) -> Iterator[Piece]:
+        """The job's records once more, for other threads; raises as `check` does."""
+        alphabet: Alphabet = "protein" if self.spec.pipeline == "protein" else "nucleotide"
+        paths = [Path(source.path) for source in self.spec.inputs]
+        for piece in read_inputs(paths, alphabet, roots=roots):
+            self.check()
+            yield piece
+
+    @property
+    def has_tables(self) -> bool:
+        """True while tables are begun, with their files open."""
+        return self.ahead is not None or (self.output is not None and self.output.writes_ahead)
+
     @property
     def futures(self) -> list[Future[Any]]:
         """Work of other threads on this job."""
-        work = [
-            self.opening,
-            self.ahead,
-            self.finishing,
-            *(shard.commit for shard in self.shards.values()),
-        ]
-        return [future for future in work if future is not None]
+        work = [self.opening, self.ahead, self.finishing]
+        return [future for future in work if future is not None] + self.commits
+
+    @property
+    def commits(self) -> list[Future[ShardLine]]:
+        """Commits under way."""
+        return [shard.commit for shard in self.shards.values() if shard.commit is not None]

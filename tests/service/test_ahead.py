@@ -3,39 +3,110 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from ops.output import AHEAD_FROM
 from tests.crash.campaign import write_input
-from tests.crash.harness import Service, digests
+from tests.crash.harness import Service, digests, shards_done, until
+
+READS = 3_000
 
 
-def run(folder: Path, fasta: Path, **settings: object) -> Path:
-    """Where a service with these settings has put its results."""
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("reads") / "reads.fa"
+    write_input(path, READS, seed=7)
+    return path
+
+
+def serve(folder: Path, **settings: object) -> Iterator[Service]:
     service = Service(folder, **settings)
     service.start()
-    try:
-        service.wait(service.submit(fasta, folder / "out"))
-    finally:
-        service.end()
+    yield service
+    service.end()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One that makes many shards of the reads."""
+    yield from serve(tmp_path_factory.mktemp("many"), shard_records=100)
+
+
+def tables(out: Path) -> dict[str, str]:
+    return {name: digest for name, digest in digests(out).items() if "shard" not in name}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, fasta: Path) -> dict[str, str]:
+    """Tables of the same reads in one shard, written at the end of the job."""
+    folder = tmp_path_factory.mktemp("few")
+    for few in serve(folder, shard_records=READS, shard_bases=1 << 20):
+        job = few.submit(fasta, folder / "out", "--compat")
+        few.wait(job)
+        assert event(few, "job.finishing", job)["shards_ahead"] == 0
+    return tables(folder / "out")
+
+
+def event(service: Service, name: str, job: str) -> dict[str, Any]:
+    """The only line of that name that the service's log has of a job."""
+    lines = (service.state / "vnp.log").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    [found] = [e for e in events if (e["event.name"], e.get("job.id")) == (name, job)]
+    return dict(found)
+
+
+def begun(out: Path) -> list[Path]:
+    return list(out.glob(".sequences.tsv.tmp-*"))
+
+
+def require_alike(out: Path, plain: dict[str, str]) -> None:
+    assert tables(out) == plain
+    assert list(out.rglob(".*.tmp-*")) == []
+
+
+def test_tables_of_many_shards(
+    service: Service, fasta: Path, plain: dict[str, str], tmp_path: Path
+) -> None:
+    # When a job has more shards than it takes
+    out = tmp_path / "out"
+    job = service.submit(fasta, out, "--compat")
+    service.wait(job)
+    # Then its tables were begun before its end, and have the same bytes
+    assert shards_done(out) > AHEAD_FROM
+    assert 0 < event(service, "job.finishing", job)["shards_ahead"] < shards_done(out)
     assert "job.not_ahead" not in (service.state / "vnp.log").read_text()
-    return folder / "out"
+    require_alike(out, plain)
 
 
-def test_tables_of_many_shards(tmp_path: Path) -> None:
-    # Given a job of more shards than it takes, and the same job in a few large ones
-    fasta = tmp_path / "reads.fa"
-    write_input(fasta, 3_000, seed=7)
-    many, few = (
-        run(tmp_path / "many", fasta, shard_records=100),
-        run(tmp_path / "few", fasta, shard_records=3_000, shard_bases=1 << 20),
-    )
-    # Then the tables have the same bytes, and nothing is left of their writing
-    runs = [json.loads((out / "run.json").read_text()) for out in (many, few)]
-    assert runs[0]["shards"] > 16 > runs[1]["shards"]
-    tables = [
-        {name: digest for name, digest in digests(out).items() if "shard" not in name}
-        for out in (many, few)
-    ]
-    assert tables[0] == tables[1]
-    assert list(many.rglob(".*.tmp-*")) == []
+def test_killed_writer_begins_the_tables_again(
+    service: Service, fasta: Path, plain: dict[str, str], tmp_path: Path
+) -> None:
+    # Given a job whose tables are begun; When its writer is killed
+    out = tmp_path / "out"
+    job = service.submit(fasta, out, "--compat")
+    until(lambda: begun(out) != [], "tables that are begun")
+    [left] = begun(out)
+    service.kill_role("writer")
+    service.wait(job)
+    # Then nothing of them is left, and the tables are whole
+    assert not left.exists()
+    require_alike(out, plain)
+
+
+def test_folder_that_is_away_while_tables_are_ahead(
+    service: Service, fasta: Path, plain: dict[str, str], tmp_path: Path
+) -> None:
+    # Given a job whose tables are begun; When its folder goes away until the job waits for it
+    out = tmp_path / "out"
+    job = service.submit(fasta, out, "--compat")
+    until(lambda: begun(out) != [], "tables that are begun")
+    out.rename(tmp_path / "away")
+    until(lambda: "waits: " in service.vnp("status", job).stdout, "the job to wait")
+    (tmp_path / "away").rename(out)
+    # Then it goes on, and ends with the same bytes
+    service.wait(job)
+    require_alike(out, plain)

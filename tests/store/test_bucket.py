@@ -13,6 +13,7 @@ import pytest
 from obstore.store import LocalStore
 
 from ops import bucket as bucket_module
+from ops import output as output_module
 from ops.bucket import Bucket, record
 from ops.bucket_tail import BucketTail
 from ops.errors import (
@@ -543,6 +544,41 @@ def test_scratch_holds_one_shard_and_is_empty_afterwards(
             assert path.stat().st_size == line.bytes
             largest = max(largest, sum(1 for file in scratch.rglob("*") if file.is_file()))
     assert largest == 1
+    assert list(scratch.iterdir()) == []
+
+
+@pytest.mark.parametrize("ahead", range(1, PLAN.shards))
+def test_tables_written_ahead_are_the_same(
+    store: Proxy,
+    out: str,
+    tmp_path: Path,
+    in_a_folder: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    ahead: int,
+) -> None:
+    # Given a job of which some shards are in its tables
+    monkeypatch.setattr(output_module, "AHEAD_FROM", 2)
+    scratch = tmp_path / "scratch"
+    output = Output.open(out, make_spec(out, compat=True), PLAN, scratch=scratch)
+    commit(output, *range(ahead))
+    output.write_ahead(lambda: read_records(JOB))
+    assert output.shards_ahead == ahead
+    # Then nothing of them is in the store
+    assert set(promised(out)) == {f"shard {number}" for number in range(ahead)}
+    # And when it is finished, the same bytes are, each other shard is fetched, and none left here
+    commit(output, *range(ahead, PLAN.shards))
+    fetched: set[str] = set()
+
+    def watch(method: str, path: str) -> str:
+        if method == "GET" and ".h5" in path:
+            fetched.add(path)
+        return PASSED
+
+    store.fate = watch
+    output.finish(lambda: read_records(JOB))
+    output.close()
+    assert len(fetched) == PLAN.shards - ahead
+    assert promised(out) == in_a_folder
     assert list(scratch.iterdir()) == []
 
 

@@ -52,6 +52,10 @@ def shards_done(out: str) -> int:
         return 0
 
 
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
 def test_killed_writer_and_a_store_that_is_away(
     service: Service, store: Proxy, fasta: Path, out: str, in_a_folder: dict[str, str]
 ) -> None:
@@ -86,8 +90,20 @@ def test_killed_writer_and_a_store_that_is_away(
     assert f"{job}  finished  100%" in service.vnp("list").stdout
     assert asked == []
     # And nothing is left of what was on its way
+    assert files_in(service.state / "scratch") == []
+
+
+def test_writer_removes_what_a_killed_one_has_left_and_nothing_else(tmp_path: Path) -> None:
+    # Given a scratch folder with tables of a writer that was killed, and files of somebody else
+    service = Service(tmp_path, node="here")
     scratch = service.state / "scratch"
-    assert not scratch.exists() or list(scratch.iterdir()) == []
+    for path in ("writer-vnp-here/vnp-left", "writer-vnp-there/vnp-theirs", "vnp-yours"):
+        (scratch / path).mkdir(parents=True)
+        (scratch / path / f"{Path(path).name}.tsv").touch()
+    # When a writer starts, then the former are gone
+    service.start()
+    service.end()
+    assert files_in(scratch) == ["vnp-theirs.tsv", "vnp-yours.tsv"]
 
 
 def test_same_job_again_is_the_old_one(service: Service, fasta: Path, out: str) -> None:
