@@ -10,7 +10,7 @@ from typing import Any
 
 from ops.fasta import Alphabet, Piece, read_inputs
 from ops.gather import ShardGather
-from ops.jobs import JobSpec
+from ops.jobs import JobSpec, Plan
 from ops.manifest import ShardLine
 from ops.output import Output
 from ops.tables import Counts
@@ -57,6 +57,20 @@ class OpenJob:
         """For other threads, between two files: raises when their work is not wanted any more."""
         if self.closing:
             raise _ClosingError
+
+    def open(self, plan: Plan, again: bool, node: str, scratch: Path | None) -> Output:
+        """Takes its folder, for other threads: see `Output.open`."""
+        return Output.open(
+            self.spec.out,
+            self.spec,
+            plan,
+            # A forced job clears its folder once; whoever takes it up later goes on from there.
+            force=self.spec.force and not again,
+            again=again,
+            node=node,
+            check=self.check,
+            scratch=scratch,
+        )
 
     def read_input(self, roots: tuple[str, ...]) -> Iterator[Piece]:
         """The job's records once more, for other threads; raises as `check` does."""

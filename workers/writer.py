@@ -34,13 +34,13 @@ from ops.fasta import Piece
 from ops.jobs import JobStore, Outcome
 from ops.manifest import ShardLine
 from ops.nouns import Account, Batch, BatchResult, JobFailure, ShardTask, Status
-from ops.output import AHEAD_FROM, Output
-from ops.place import is_remote
+from ops.output import Output
 from ops.runfile import exit_code
 from ops.tables import Counts
 from workers.logs import get_log
 from workers.loop import main, read_entry
 from workers.open_job import OpenJob
+from workers.pools import Pools
 from workers.settings import WorkerSettings
 
 #: A result may have 24 MB; what is taken at once is held decoded and encoded for a moment.
@@ -49,15 +49,10 @@ BLOCK_MS = 200
 #: While work of other threads is under way, whose end has to be noticed.
 BUSY_BLOCK_MS = 10
 STAND_BY_PAUSE_S = 0.1
-#: Shards that are on their way to an object store at once, where one alone waits for its replies.
-UPLOAD_THREADS = 4
 #: Between two looks at the job files.
 ADOPT_EVERY_S = 0.1
 #: Output folders held open at once, each with two files and the shards being gathered.
 MAX_OPEN_JOBS = 64
-#: Folders that are opened or finished at once. Large jobs, from AHEAD_FROM shards on, have threads
-#: of their own: those that began together end together, and would hold up all small ones.
-OUTPUT_THREADS, LARGE_THREADS = 4, 2
 #: After something that the file system did not take (a full disk, say) and before the next try.
 RETRY_S = 2.0
 #: Jobs whose tables are written ahead, with up to 70 files and 17 MB each (--compat sorts).
@@ -80,10 +75,7 @@ class Writer:
         self.jobs: dict[str, OpenJob] = {}
         self.priorities: dict[str, int] = {}
         self.next_adoption = 0.0
-        self.committer = ThreadPoolExecutor(1, "commit")
-        self.uploader = ThreadPoolExecutor(UPLOAD_THREADS, "upload")
-        self.outputs = ThreadPoolExecutor(OUTPUT_THREADS, "outputs")
-        self.large_outputs = ThreadPoolExecutor(LARGE_THREADS, "large-outputs")
+        self.pools = Pools()
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.lease = LeaseKeeper(self.broker, RESULTS, settings.lease_s)
         self.role = RoleLease(self.broker, "writer", settings.lease_s, self.store.is_there)
@@ -244,24 +236,12 @@ class Writer:
             self._begin(job, held, held.output)
 
     def _pool_of(self, job: str) -> ThreadPoolExecutor:
-        """The threads that open and finish the folder of such a job."""
-        is_large = self.store.plan(job).shards >= AHEAD_FROM
-        return self.large_outputs if is_large else self.outputs
+        return self.pools.of_output(self.store.plan(job).shards)
 
     def _open(self, job: str, held: OpenJob) -> Output:
         """In the thread of outputs."""
-        before, spec = self.store.opened(job), held.spec
-        return Output.open(
-            spec.out,
-            spec,
-            self.store.plan(job),
-            # A forced job clears its folder once; whoever takes it up later goes on from there.
-            force=spec.force and before is None,
-            again=before is not None,
-            node=self.settings.node,
-            check=held.check,
-            scratch=self.scratch,
-        )
+        again = self.store.opened(job) is not None
+        return held.open(self.store.plan(job), again, self.settings.node, self.scratch)
 
     def _begin(self, job: str, held: OpenJob, output: Output) -> None:
         self.store.set_open(job, output.epoch)
@@ -309,7 +289,7 @@ class Writer:
         for number, shard in list(held.shards.items()):
             if shard.commit is None:
                 if shard.gather.complete and held.retry_at <= time.monotonic():
-                    pool = self.uploader if is_remote(held.spec.out) else self.committer
+                    pool = self.pools.of_commits(held.spec.out)
                     shard.commit = pool.submit(held.output.commit, shard.gather)
             elif shard.commit.done():
                 commit, shard.commit = shard.commit, None
@@ -320,9 +300,8 @@ class Writer:
         if held.ahead is None:
             others = sum(other.has_tables for other in self.jobs.values() if other is not held)
             if output.can_write_ahead and others < AHEAD_JOBS:
-                held.ahead = self.large_outputs.submit(
-                    output.write_ahead, self._reader_of(held), held.check
-                )
+                pool = self.pools.of_output(output.num_shards)
+                held.ahead = pool.submit(output.write_ahead, self._reader_of(held), held.check)
         elif held.ahead.done():
             ahead, held.ahead = held.ahead, None
             if (error := ahead.exception()) is not None:
@@ -396,10 +375,7 @@ class Writer:
         wait([commit for held in self.jobs.values() for commit in held.commits], CLOSE_LIMIT_S)
         for job in list(self.jobs):
             self._close(job)
-        self.committer.shutdown()
-        self.uploader.shutdown()
-        self.outputs.shutdown()
-        self.large_outputs.shutdown()
+        self.pools.shutdown()
         self.role.give_up()
         self.broker.close()
         self.lock.release()
