@@ -37,6 +37,11 @@ def options() -> argparse.Namespace:
     parser.add_argument("--large", type=int, default=10)
     parser.add_argument("--records", type=int, default=1_000_000, help="of a large job")
     parser.add_argument("--bases", type=int, default=300, help="of a record")
+    parser.add_argument(
+        "--gc-content",
+        type=float,
+        help="of random reads, in place of those of genomes: at 0.3 the devices have little to do",
+    )
     parser.add_argument("--alone", type=int, default=100, help="small jobs that run first")
     parser.add_argument("--rate", type=float, default=10.0, help="small jobs a second")
     parser.add_argument("--at-once", type=int, default=100, help="of the small jobs, the last")
@@ -87,8 +92,8 @@ def tell(load: Load, what: str) -> None:
 
 def run(asked: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str]]:
     deadline = time.monotonic() + asked.limit_s
-    write_reads(folder / "large.fa", asked.records, asked.bases, seed=1)
-    write_reads(folder / "small.fa", SMALL_RECORDS, asked.bases, seed=2)
+    write_reads(folder / "large.fa", asked.records, asked.bases, 1, asked.gc_content)
+    write_reads(folder / "small.fa", SMALL_RECORDS, asked.bases, 2, asked.gc_content)
     models = write_tiny_models(folder) if asked.models == "tiny" else {}
     nodes = Nodes(folder, asked.devices, asked.packers, models)
     try:

@@ -18,13 +18,22 @@ from ops.jobs import FINISHED, JobStore
 
 GENOMES = Path(__file__).parents[1] / "data" / "fixtures"
 POLL_S = 0.1
+#: Random letters that reads are taken from.
+RANDOM_LETTERS = 4_000_000
 
 
-def write_reads(path: Path, count: int, bases: int, seed: int) -> None:
-    """Reads of real genomes, so that about as many frames are open as in real work."""
-    genomes = sorted(GENOMES.glob("*.fa"))
-    letters = b"".join(piece.letters for piece in read_inputs(genomes, "nucleotide"))
+def write_reads(
+    path: Path, count: int, bases: int, seed: int, gc_content: float | None = None
+) -> None:
+    """Reads of real genomes, so that about as many frames are open as in real work; of random
+    letters of that GC content, when it is given: of 0.3, one frame in 2,000 is open at 300 bp."""
     random = Random(seed)
+    if gc_content is None:
+        genomes = sorted(GENOMES.glob("*.fa"))
+        letters = b"".join(piece.letters for piece in read_inputs(genomes, "nucleotide"))
+    else:
+        weights = [1 - gc_content, gc_content] * 2
+        letters = bytes(random.choices(b"ACTG", weights, k=RANDOM_LETTERS))
     with path.open("wb") as fasta:
         for number in range(count):
             start = random.randrange(len(letters) - bases)
