@@ -21,10 +21,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from ops.errors import DataError
 from ops.fastq import fastq_as_fasta
@@ -51,8 +50,7 @@ class Digest(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A record, or a part of a long one. Pieces of a record follow each other, in order."""
 
     ordinal: int  # of the record in the whole input, from 0
