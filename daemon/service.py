@@ -16,12 +16,12 @@ from broker.client import require_redis, without_password
 from broker.queue import Broker
 from broker.server import PrivateServer
 from broker.state import SharedState
-from daemon.client import service_words
 from daemon.config import Config
 from daemon.health import LATEST_TICK_S, HealthServer, Metrics
 from daemon.notify import Notifier
 from daemon.observer import Observer
 from daemon.preemption import Watcher
+from daemon.served import service_words
 from daemon.supervisor import START_LIMIT_S, Supervisor, make_children
 from ops.durable import FileLock, describe_os_error, make_dir, write_atomic
 from ops.errors import ConfigError, UnavailableError
@@ -30,7 +30,7 @@ from workers.logs import configure_logs, get_log
 from workers.loop import StopFlag
 
 TICK_S = 0.05
-#: Between two words to clients on other machines (`client.SILENT_S`).
+#: Between two words to clients on other machines (`served.SILENT_S`).
 SAY_AGAIN_S = 10.0
 #: What is left of a notice for the end itself, after the last commit.
 NOTICE_RESERVE_S = 5.0

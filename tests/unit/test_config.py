@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from daemon.config import Config, load
+from daemon.config import Config
+from daemon.config_load import load
 from ops.errors import ConfigError
 
 HEAVY = ("torch", "h5py", "tokenizers", "transformers", "numpy", "redis", "esm", "safetensors")
