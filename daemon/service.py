@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from broker.client import require_redis, without_password
@@ -89,12 +89,7 @@ class Service:
         self._publish()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.supervisor.stop(self.stop_limit_s)
         if self.supervisor.server is None:
             self._give_back()

@@ -13,45 +13,29 @@ import pytest
 from broker.keys import TASKS
 from broker.queue import Broker
 from broker.server import PrivateServer
-from ops.jobs import InputFile, JobSpec, JobStore, Outcome
+from ops.jobs import InputFile, JobSpec, Outcome
 from ops.manifest import EpochLine, ManifestWriter, ShardLine, read_manifest
 from ops.output import Output
-from tests.unit.output_fixtures import IDENTITY, make_spec
+from tests.redis.nodes import Nodes, steps
+from tests.unit.output_fixtures import make_spec
 from workers import job_plan
 from workers import planner as planner_module
 from workers.planner import Planner
-from workers.settings import WorkerSettings
 
 MakeBroker = Callable[..., Broker]
 SHARDS = 4
 
 
-class Bench:
+class Bench(Nodes):
     """A shared folder, and planners of several nodes on one Redis."""
 
-    def __init__(self, folder: Path, url: str, namespace: str) -> None:
-        self.folder, self._url, self._namespace = folder, url, namespace
-        self.store = JobStore(folder / "shared")
-        self._planners: list[Planner] = []
-
     def planner(self, node: str = "a") -> Planner:
-        state = self.folder / f"{node}-{len(self._planners)}"
-        state.mkdir()
         mount = self.mount(node)
         if not mount.is_symlink():
             mount.symlink_to(self.folder / "shared")
-        settings = WorkerSettings(
-            state_dir=str(state),
-            shared_dir=str(mount),
-            redis_url=self._url,
-            namespace=self._namespace,
-            identity=IDENTITY.to_dict(),
-            node=node,
-            shard_bases=1_000,
-            shard_records=1,
+        return self.begin(
+            "planner", Planner, node, shared_dir=str(mount), shard_bases=1_000, shard_records=1
         )
-        self._planners.append(Planner(settings, f"{node}:planner:0"))
-        return self._planners[-1]
 
     def mount(self, node: str) -> Path:
         """Where a node sees the shared folder."""
@@ -95,25 +79,12 @@ class Bench:
         self.open(spec)
         return spec
 
-    def close(self) -> None:
-        for planner in self._planners:
-            planner.close()
-
 
 @pytest.fixture
 def bench(tmp_path: Path, redis_server: PrivateServer, namespace: str) -> Iterator[Bench]:
     bench = Bench(tmp_path, redis_server.url, namespace)
     yield bench
     bench.close()
-
-
-def steps(planner: Planner, done: Callable[[], bool], limit: int = 200) -> None:
-    """Steps until something is done."""
-    for _ in range(limit):
-        if done():
-            return
-        planner.step()
-    raise AssertionError(f"not done after {limit} steps")
 
 
 def test_damaged_manifest_fails_its_job_and_no_other(bench: Bench, make_broker: MakeBroker) -> None:
