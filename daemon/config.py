@@ -24,6 +24,9 @@ from workers.settings import WorkerSettings
 BUDGETS = {"cpu": (10_752, 10_752), "cuda": (32_768, 24_576)}
 #: A GPU computes a batch in a second or two, the CPU one of the 15B in an hour.
 BATCH_DEADLINE_S = {"cpu": 3_600.0, "cuda": 120.0}
+#: Two are ample for a GPU with published models (docs/scaling.md); the bundled ones, the smallest
+#: there are, kept 3.5 busy.
+PACKERS_OF_DEVICE = 4
 
 
 def cores() -> int:
@@ -133,7 +136,8 @@ class Config(Settings):
     @property
     def role_counts(self) -> dict[str, int]:
         """Number of processes of each role that this service runs."""
-        packers = self.packers or max(1, cores() - 1)
+        few = min(cores() - 1, PACKERS_OF_DEVICE * len(self.devices))
+        packers = self.packers or max(1, few)
         counts = {"planner": 1, "packer": packers, "gpu": len(self.devices), "writer": 1}
         return {role: counts[role] for role in self.roles.split(",")}
 

@@ -81,7 +81,8 @@ class Settings(BaseSettings):
     roles: str = ",".join(ROLES)
     """What this service does, with commas."""
     packers: int = Field(default=0, ge=0)
-    """0: as many as cores, less one."""
+    """0: four for each device, and at most as many as cores, less one. Without gpu workers, too,
+    `device` is what counts."""
     threads: int = Field(default=0, ge=0)
     """Of a gpu worker on the CPU; 0: its share of the cores."""
     esm_budget: int = Field(default=0, ge=0)

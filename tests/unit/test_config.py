@@ -236,6 +236,25 @@ def test_looking_at_jobs_loads_no_screen_library() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.parametrize(
+    ("cores", "device", "packers"),
+    [
+        (1, "cpu", 1),
+        (2, "cpu", 1),
+        (32, "cpu", 4),
+        (32, "cuda:0", 4),
+        (32, "cuda:0,cuda:1", 8),
+        (6, "cuda:0,cuda:1", 5),
+    ],
+)
+def test_packers_by_devices_and_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, device: str, packers: int
+) -> None:
+    monkeypatch.setattr("daemon.config.cores", lambda: cores)
+    assert load({"device": device}).role_counts["packer"] == packers
+    assert load({"device": device, "packers": 31}).role_counts["packer"] == 31
+
+
 def test_several_gpu_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daemon.config.cores", lambda: 7)
     config = load({"device": "cpu,cpu"})
