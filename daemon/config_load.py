@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +29,36 @@ OTHER_VARIABLES = {
 SYSTEM_FILE = Path("/etc/vnp/vnp.toml")
 
 
-def load(flags: Mapping[str, Any], path: Path | None = None) -> Config:
-    """The configuration from file, environment and flags, the later the stronger.
+def load(
+    flags: Mapping[str, Any], path: Path | None = None, defaults: Iterable[str] = ()
+) -> Config:
+    """The configuration from defaults, file, environment and flags, the later the stronger.
 
-    path: the file of --config; else VNP_CONFIG, else /etc/vnp/vnp.toml where that exists. Flags
-    that are None count as not given. Raises ConfigError, one line.
+    path: the file of --config; else VNP_CONFIG, else /etc/vnp/vnp.toml where that exists. defaults:
+    other ones than ours, each as NAME=VALUE. Flags that are None count as not given. Raises
+    ConfigError, one line.
     """
     _refuse_unknown_variables()
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         # In this order: keyword arguments are stronger than the environment in pydantic-settings,
         # so of the file's values only those without a variable may be passed.
-        values = _read_file(path)
+        values = {**_read_defaults(defaults), **_read_file(path)}
         from_file = {k: v for k, v in values.items() if not os.environ.get(PREFIX + k.upper())}
         return Config(**{**from_file, **given})
     except ValidationError as error:
         raise ConfigError(_first_problem(error)) from error
+
+
+def _read_defaults(defaults: Iterable[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for default in defaults:
+        name, equals, value = default.partition("=")
+        if not equals:
+            raise ConfigError(f"--default {default}: write NAME=VALUE")
+        values[name] = value
+    _refuse_unknown("--default", values)
+    return values
 
 
 def _read_file(path: Path | None) -> dict[str, Any]:
@@ -58,10 +72,14 @@ def _read_file(path: Path | None) -> dict[str, Any]:
         raise ConfigError(f"configuration file {source} does not exist") from None
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"configuration file {source} cannot be read: {error}") from error
+    _refuse_unknown(str(source), values)
+    return values
+
+
+def _refuse_unknown(source: str, values: Iterable[str]) -> None:
     for key in values:
         if key not in Config.model_fields:
             raise ConfigError(f"{source}: unknown setting {key!r}; {_meant(key) or 'remove it'}")
-    return values
 
 
 def _refuse_unknown_variables() -> None:

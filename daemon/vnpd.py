@@ -21,6 +21,13 @@ from daemon.service import serve
 @click.option("--device", help="cpu, or cuda:N, several with commas.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16", "fp8"]))
 @click.option("--packers", type=click.IntRange(min=1), help="Number of packer processes.")
+@click.option(
+    "--default",
+    "defaults",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting, where neither file nor variable says anything (for units).",
+)
 def vnpd(config_file: Path | None, **flags: Any) -> int:
     """The resident service: keeps the models loaded and computes the jobs of vnp-submit.
 

@@ -236,6 +236,24 @@ def test_looking_at_jobs_loads_no_screen_library() -> None:
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_defaults_of_a_unit_are_the_weakest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given defaults as a unit gives them, a file and a variable
+    defaults = ["preemption=auto", "listen=127.0.0.1:1", "packers=2", "lease_s=9"]
+    path = write(tmp_path, 'preemption = "aws"\n')
+    monkeypatch.setenv("VNP_LISTEN", "127.0.0.1:2")
+    # Then each is overruled by whatever else says something
+    config = load({"packers": 3}, path, defaults)
+    assert (config.preemption, config.listen) == ("aws", "127.0.0.1:2")
+    assert (config.packers, config.lease_s) == (3, 9.0)
+    # And an unknown one is refused
+    with pytest.raises(ConfigError, match=r"--default: unknown setting 'packer'; did you mean"):
+        load({}, path, ["packer=3"])
+    with pytest.raises(ConfigError, match="--default packers: write NAME=VALUE"):
+        load({}, path, ["packers"])
+
+
 @pytest.mark.parametrize(
     ("cores", "device", "packers"),
     [
