@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +109,7 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def load_config(config_file: Path | None, defaults: Sequence[str] = (), **flags: Any) -> Config:
+def load_config(config_file: Path | None, **flags: Any) -> Config:
     from daemon.config_load import load
 
-    return load(flags, config_file, defaults)
+    return load(flags, config_file)

@@ -3,6 +3,8 @@ inputs that it reads for the second time."""
 
 from __future__ import annotations
 
+import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +87,53 @@ def bench(tmp_path: Path, redis_server: PrivateServer, namespace: str) -> Iterat
     bench = Bench(tmp_path, redis_server.url, namespace)
     yield bench
     bench.close()
+
+
+class Requests:
+    """Counts what is asked of the shared folder; a file server would be asked as often."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num = 0
+        for module, name in ((os, "listdir"), (os, "stat"), (io, "open")):
+            monkeypatch.setattr(module, name, self._counted(getattr(module, name)))
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(path: Any, *arguments: Any, **options: Any) -> Any:
+            self.num += "mount-" in str(path)
+            return call(path, *arguments, **options)
+
+        return counted
+
+
+def test_jobs_that_wait_cost_no_request_each(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given many jobs that are planned, and no writer
+    planner = bench.planner()
+    for number in range(30):
+        bench.submit(f"job{number}")
+    steps(planner, lambda: len(bench.store.running()) == 30)
+    # When the planner goes on
+    requests = Requests(monkeypatch)
+    for _ in range(10):
+        planner.step()
+    # Then it has listed the folder at most once a step
+    assert 1 <= requests.num <= 10
+
+
+def test_idle_planner_looks_now_and_then(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an idle planner, and no time that would pass between two looks
+    assert planner_module.IDLE_LOOK_S + planner_module.PAUSE_S <= 0.2 + 1e-9
+    monkeypatch.setattr(planner_module, "IDLE_LOOK_S", 3_600.0)
+    (bench.folder / "shared" / "jobs").mkdir(parents=True)
+    planner = bench.planner()
+    requests = Requests(monkeypatch)
+    # When it goes on; Then it looks once, and between two looks asks nothing
+    for _ in range(10):
+        planner.step()
+    assert requests.num == 1
+    # And with the next look it has a new job
+    bench.submit("job1")
+    planner.next_look = 0.0
+    steps(planner, lambda: bench.store.plan_or_none("job1") is not None, limit=2)
 
 
 def test_damaged_manifest_fails_its_job_and_no_other(bench: Bench, make_broker: MakeBroker) -> None:
@@ -189,7 +238,7 @@ def test_nothing_is_lost_that_cannot_be_seen(bench: Bench, make_broker: MakeBrok
     Path(spec.out).rename(bench.folder / "away")
     broker.acknowledge(TASKS, [entry.id for entry in broker.take(TASKS, SHARDS, 50)])
     # Then nothing is computed anew for that
-    planner.next_look = 0.0
+    planner.ask_at = 0.0
     for _ in range(3):
         planner.step()
     assert broker.outstanding() == 0
