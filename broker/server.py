@@ -25,6 +25,8 @@ START_LIMIT_S = 10.0
 STOP_LIMIT_S = 5.0
 #: sun_path has 108 bytes with its final zero.
 LONGEST_SOCKET_PATH = 107
+#: For sockets, where the folders that the environment names have long paths themselves.
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -194,9 +196,14 @@ def _socket_path(directory: Path) -> Path:
     path = directory / "redis.sock"
     if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
         return path
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
     name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-    return Path(base) / f"vnp-{os.getuid()}-{name}" / "redis.sock"
+    for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), *SHORT_FOLDERS):
+        if base is None:
+            continue
+        path = Path(base) / f"vnp-{os.getuid()}-{name}" / "redis.sock"
+        if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH and os.access(base, os.W_OK | os.X_OK):
+            break
+    return path  # the last one, where none would do: making its folder says what is wrong
 
 
 def _make_private(directory: Path, mode: int) -> None:

@@ -117,15 +117,15 @@ def submit(
     **options: Any,
 ) -> int:
     """Enqueues FASTA files for the service and prints the job's id."""
-    from daemon import client
+    from daemon import client, served
 
     if verbose and not wait_for_it:
         raise UsageError("--verbose shows what happens while one waits; add --wait")
-    config = client.served_config(load_config(config_file, state_dir=state_dir))
+    config = served.served_config(load_config(config_file, state_dir=state_dir))
     dry_run, request = options.pop("dry_run"), make_request(fasta, options)
     if dry_run:
         return show_estimate(config, request, as_json)
-    of_other = client.is_other_users(client.find_service(config))
+    of_other = served.is_other_users(served.find_service(config))
     job = client.submit(config, request, to_other_user=of_other)
     click.echo(json.dumps({"id": job}) if as_json else job)
     return wait_for(config, [job], verbose) if wait_for_it else 0

@@ -1,45 +1,28 @@
-"""What users do with jobs: submit, look, wait, cancel. Works on the state folder's files; Redis is
-asked for progress only, and a Redis that does not answer costs the progress and nothing else."""
+"""What users do with jobs: submit, cancel, retry, wait. Works on the state folder's files only."""
 
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import shutil
 import stat
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from daemon.config import Config
+from daemon.served import find_service
 from ops.durable import describe_os_error, make_dir
-from ops.errors import IdentityError, NoInputError, OutputError, UnavailableError, UsageError
+from ops.errors import NoInputError, OutputError, UsageError
 from ops.identity import Identity
-from ops.jobs import (
-    CANCELLED,
-    FAILED,
-    FINISHED,
-    RUNNING,
-    InputFile,
-    JobSpec,
-    JobStore,
-    Outcome,
-    Plan,
-    new_job_id,
-    utc_now,
-)
-from ops.place import Tail, absolute, is_remote, place_of
+from ops.jobs import CANCELLED, FAILED, InputFile, JobSpec, JobStore, new_job_id, utc_now
+from ops.place import absolute, is_remote
 from ops.source import check_readable
 
 WAIT_POLL_S = 0.2
-#: A service of another machine that has said nothing for so long does not run any more. It says
-#: something every 10 s; the rest is for clocks that differ.
-SILENT_S = 90.0
 #: What systemd hides from the service (ProtectHome, PrivateTmp), whatever the modes say.
 HIDDEN_FOLDERS = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 #: What another user makes for the service, its group may read.
@@ -75,29 +58,6 @@ class JobRequest:
         """OUT, an absolute path or the URL of an object store; by default STEM.vnp in the current
         folder, after the first input."""
         return absolute(self.out if self.out is not None else f"{self.stem}.vnp")
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobView:
-    """A job as it stands now. eta_s: None until there is a rate."""
-
-    id: str
-    state: str
-    out: str
-    pipeline: str
-    created: str
-    trained: bool
-    message: str = ""
-    exit_code: int | None = None
-    records: int = 0
-    letters: int = 0
-    chunks: int = 0
-    shards: int = 0
-    shards_done: int = 0
-    rows_packed: int = 0
-    rows_computed: int = 0
-    share: float = 0.0
-    eta_s: float | None = None
 
 
 def list_inputs(named: Sequence[str], files_from: str | None) -> tuple[str, ...]:
@@ -229,162 +189,6 @@ def _spool(source: BinaryIO, path: Path) -> Path:
         path.unlink(missing_ok=True)
         raise describe_os_error(error, path) from error
     return path
-
-
-def service_words(shared_dir: Path) -> Path:
-    """Where services of all nodes say something of themselves."""
-    return shared_dir / "services"
-
-
-def find_service(config: Config) -> dict[str, Any]:
-    """What the running service says of itself, on this machine or, where jobs are shared, on
-    another. Raises UnavailableError when none runs."""
-    facts = _own_service(config) or _service_elsewhere(config)
-    if facts is None:
-        raise UnavailableError(
-            f"no vnpd runs on {config.jobs_dir}; start it with `vnpd`, or use `vnp run`"
-        )
-    return facts
-
-
-def _own_service(config: Config) -> dict[str, Any] | None:
-    try:
-        facts: dict[str, Any] = json.loads((config.state_dir / "service.json").read_text())
-        os.kill(facts["pid"], 0)
-    except PermissionError:
-        pass  # it lives, as another user
-    except (OSError, ValueError):
-        return None
-    return facts
-
-
-def _service_elsewhere(config: Config) -> dict[str, Any] | None:
-    """The one that has spoken last, unless that was long ago."""
-    if config.shared_dir is None:
-        return None
-    said: list[tuple[float, dict[str, Any]]] = []
-    for path in service_words(config.shared_dir).glob("*.json"):
-        with suppress(OSError, ValueError):  # it has just ended
-            said.append((path.stat().st_mtime, json.loads(path.read_text())))
-    said_at, facts = max(said, key=lambda word: (word[1]["ready"], word[0]), default=(0.0, None))
-    return facts if time.time() - said_at < SILENT_S else None
-
-
-def is_other_users(facts: dict[str, Any]) -> bool:
-    """True when the service runs as somebody else."""
-    return bool(facts.get("uid", os.getuid()) != os.getuid())
-
-
-def served_config(config: Config) -> Config:
-    """The configuration of the running service, but for what this one sets explicitly.
-
-    Raises UnavailableError when no service runs, IdentityError when it serves other models than
-    were asked for.
-    """
-    facts = find_service(config)
-    given = {name: getattr(config, name) for name in config.model_fields_set}
-    ours = config.changed(**{**facts["serves"], **given})
-    asked = ours.identity("virus", None, allow_chunk_length=True)
-    served = Identity.from_dict(facts["identity"])
-    if not asked.served_by(served):
-        raise IdentityError(
-            f"this asks for {asked.in_words}, but the service on {config.jobs_dir} serves "
-            f"{served.in_words}; give both the same configuration, or start a service for it"
-        )
-    return ours
-
-
-class JobWatch:
-    """Follows one job; `view()` is cheap enough for ten calls a second."""
-
-    def __init__(self, config: Config, job: str, redis_url: str | None) -> None:
-        self.store = JobStore(config.jobs_dir)
-        self.job = job
-        self.spec = self.store.spec(job)
-        self._tail: Tail | None = None
-        self._shards: set[int] = set()
-        self._chunks_done = 0
-        self._namespace, self._redis_url = config.namespace, redis_url
-        self._broker: Any = None
-        self._first: tuple[float, float] | None = None
-
-    def view(self) -> JobView:
-        outcome = self.store.outcome(self.job)
-        plan = self.store.plan_or_none(self.job)
-        state = self.store.state(self.job)
-        base = JobView(
-            id=self.job,
-            state=state,
-            out=self.spec.out,
-            pipeline=self.spec.pipeline,
-            created=self.spec.created,
-            trained=self.spec.identity.trained,
-            message=outcome.message if outcome else "",
-            exit_code=outcome.exit_code if outcome else None,
-        )
-        if plan is None or self.store.opened(self.job) is None:
-            return base
-        if outcome is None and (reason := self.store.waits_for(self.job)):
-            base = replace(base, message=f"waits: {reason}")
-        self._follow_commits(plan, outcome)
-        counters = self._counters() if state == RUNNING else {}
-        share = self._share(plan.chunks or plan.records, counters)
-        return JobView(
-            **{
-                **vars(base),
-                "records": plan.records,
-                "letters": plan.letters,
-                "chunks": plan.chunks,
-                "shards": plan.shards,
-                "shards_done": len(self._shards),
-                "rows_packed": counters.get("rows_packed", 0),
-                "rows_computed": counters.get("rows_computed", 0),
-                "share": 1.0 if outcome and outcome.exit_code == 0 else share,
-                "eta_s": self._eta(share),
-            }
-        )
-
-    def _follow_commits(self, plan: Plan, outcome: Outcome | None) -> None:
-        """By the manifest. One in an object store costs a request a line: not of a job that has
-        ended."""
-        if outcome is not None and is_remote(self.spec.out):
-            if outcome.state == FINISHED:
-                self._shards = set(range(plan.shards))
-            return
-        if self._tail is None:
-            self._tail = place_of(self.spec.out).tail()
-        for line in self._tail.poll():
-            self._shards.add(line.shard)
-            self._chunks_done += line.chunks if plan.chunks else line.records
-
-    def _counters(self) -> dict[str, int]:
-        if self._redis_url is None:
-            return {}
-        from broker.queue import Broker
-
-        try:
-            if self._broker is None:
-                self._broker = Broker(self._redis_url, self._namespace)
-            counters: dict[str, int] = self._broker.progress(self.job)
-        except UnavailableError:
-            return {}
-        return counters
-
-    def _share(self, total: int, counters: dict[str, int]) -> float:
-        """Done share of the chunks: committed ones, and what is computed of the packed ones."""
-        packed, rows = counters.get("chunks_packed", 0), counters.get("rows_packed", 0)
-        computed = packed * counters.get("rows_computed", 0) / rows if rows else 0.0
-        return min(max(computed, self._chunks_done) / total, 1.0) if total else 0.0
-
-    def _eta(self, share: float) -> float | None:
-        """Seconds left at the mean rate since this watch first saw progress."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = (now, share) if share > 0 else None
-            return None
-        since, first_share = self._first
-        rate = (share - first_share) / (now - since) if now > since else 0.0
-        return (1.0 - share) / rate if rate > 0 else None
 
 
 def cancel(config: Config, jobs: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from daemon.config import PREFIX, Config
+from daemon.config_fields import PREFIX, Settings
 
 _HEAD = """# Configuration
 
@@ -28,7 +28,7 @@ def reference() -> str:
     """The page, Markdown."""
     rows = [
         f"| `{name}` | `{PREFIX}{name.upper()}` | {_default(field)} | {_what(field)} |"
-        for name, field in Config.model_fields.items()
+        for name, field in Settings.model_fields.items()
     ]
     return _HEAD + "\n".join(rows) + "\n"
 

@@ -110,6 +110,6 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load_config(config_file: Path | None, **flags: Any) -> Config:
-    from daemon.config import load
+    from daemon.config_load import load
 
     return load(flags, config_file)

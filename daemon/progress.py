@@ -13,8 +13,8 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from daemon.client import JobView
 from daemon.show import describe, plural
+from daemon.watch import JobView
 from ops.place import place_of
 from ops.runfile import read_run
 

@@ -16,12 +16,13 @@ from functools import partial
 import click
 from rich.console import Console
 
-from daemon.client import JobRequest, JobWatch, submit
+from daemon.client import JobRequest, submit
 from daemon.config import Config
 from daemon.events import told_of_run
 from daemon.progress import Progress, print_result
 from daemon.runtime import runtime_folder
 from daemon.service import TICK_S, Service
+from daemon.watch import JobWatch
 from ops.durable import FileLock
 from ops.errors import VnpError
 from ops.jobs import FINISHED, JobStore, Outcome

@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from broker.client import require_redis, without_password
 from broker.queue import Broker
 from broker.server import PrivateServer
 from broker.state import SharedState
-from daemon.client import service_words
 from daemon.config import Config
 from daemon.health import LATEST_TICK_S, HealthServer, Metrics
 from daemon.notify import Notifier
 from daemon.observer import Observer
 from daemon.preemption import Watcher
+from daemon.served import service_words
 from daemon.supervisor import START_LIMIT_S, Supervisor, make_children
 from ops.durable import FileLock, describe_os_error, make_dir, write_atomic
 from ops.errors import ConfigError, UnavailableError
@@ -30,7 +30,7 @@ from workers.logs import configure_logs, get_log
 from workers.loop import StopFlag
 
 TICK_S = 0.05
-#: Between two words to clients on other machines (`client.SILENT_S`).
+#: Between two words to clients on other machines (`served.SILENT_S`).
 SAY_AGAIN_S = 10.0
 #: What is left of a notice for the end itself, after the last commit.
 NOTICE_RESERVE_S = 5.0
@@ -89,12 +89,7 @@ class Service:
         self._publish()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.supervisor.stop(self.stop_limit_s)
         if self.supervisor.server is None:
             self._give_back()

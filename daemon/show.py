@@ -13,8 +13,10 @@ from typing import Any
 
 import click
 
-from daemon.client import JobView, JobWatch, find_out, find_service
+from daemon.client import find_out
 from daemon.config import Config
+from daemon.served import find_service
+from daemon.watch import JobView, JobWatch
 from ops.errors import ConfigError, NoInputError, PermissionDeniedError, UnavailableError
 from ops.jobs import JobStore
 from ops.modelstore import ModelCard

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from daemon.cli import run_command
-from daemon.options import config_option, load_config
+from daemon.config_load import load
+from daemon.options import config_option
 from daemon.service import serve
 
 
@@ -21,13 +22,20 @@ from daemon.service import serve
 @click.option("--device", help="cpu, or cuda:N, several with commas.")
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16", "fp8"]))
 @click.option("--packers", type=click.IntRange(min=1), help="Number of packer processes.")
-def vnpd(config_file: Path | None, **flags: Any) -> int:
+@click.option(
+    "--default",
+    "defaults",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting, where neither file nor variable says anything (for units).",
+)
+def vnpd(config_file: Path | None, defaults: tuple[str, ...], **flags: Any) -> int:
     """The resident service: keeps the models loaded and computes the jobs of vnp-submit.
 
     Ends in order on SIGTERM; unfinished jobs go on at the next start. SIGHUP reads the
     configuration again.
     """
-    read_config = partial(load_config, config_file, **flags)
+    read_config = partial(load, flags, config_file, defaults)
     return serve(read_config(), read_config)
 
 

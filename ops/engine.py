@@ -153,16 +153,9 @@ class Engine:
         reasons: tuple[str, ...],
     ) -> BatchResult:
         keep = batch.keep_embeddings or batch.pipeline != "virus"
-        return BatchResult(
-            job=batch.job,
-            shard=batch.shard,
-            number=batch.number,
-            identity=batch.identity,
-            numerics=self.numerics,
-            record=batch.record,
-            chunk=batch.chunk,
-            frame=batch.frame,
-            digest=batch.digest,
+        return BatchResult.of(
+            batch,
+            self.numerics,
             dtype=dtypes,
             status=np.where(failed, Status.FAILED, Status.OK).astype(np.uint8),
             scores=outputs.scores,

@@ -140,6 +140,16 @@ class Outcome:
     finished: str = field(default_factory=utc_now)
 
 
+@dataclass(frozen=True)
+class Look:
+    """How unfinished jobs stood when their folder was listed: all of them, oldest first; those that
+    are to be cancelled; those whose output folder a writer has held."""
+
+    unfinished: JobIds
+    cancelled: frozenset[str]
+    opened: frozenset[str]
+
+
 class JobStore:
     """The job files of one state folder. Safe for any number of processes at once."""
 
@@ -290,9 +300,18 @@ class JobStore:
 
     def unfinished(self) -> JobIds:
         """Jobs without an outcome, oldest first."""
-        names = self._names()
-        jobs = (name[:-5] for name in names if _is_spec(name))
-        return sorted(job for job in jobs if f"{job}.done.json" not in names)
+        return _unfinished(self._names())
+
+    def look(self) -> Look | None:
+        """One request, however many jobs there are. None while the folder is away."""
+        try:
+            names = self._listed()
+        except OSError:
+            return None
+        jobs = _unfinished(names)
+        cancelled = frozenset(job for job in jobs if f"{job}.cancel" in names)
+        opened = frozenset(job for job in jobs if f"{job}.open.json" in names)
+        return Look(jobs, cancelled, opened)
 
     def running(self) -> JobIds:
         """Jobs with a plan and without an outcome, oldest first: those that need a writer."""
@@ -304,9 +323,12 @@ class JobStore:
 
     def _names(self) -> set[str]:
         try:
-            return set(os.listdir(self.folder))  # noqa: PTH208 - names, many times a second
+            return self._listed()
         except FileNotFoundError:
             return set()
+
+    def _listed(self) -> set[str]:
+        return set(os.listdir(self.folder))  # noqa: PTH208 - names, many times a second
 
     def _path(self, job: str, kind: str) -> Path:
         return self.folder / f"{job}.{kind}"
@@ -328,6 +350,11 @@ class JobStore:
 
 def _dump(values: dict[str, Any]) -> bytes:
     return json.dumps(values, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _unfinished(names: set[str]) -> JobIds:
+    jobs = (name[:-5] for name in names if _is_spec(name))
+    return sorted(job for job in jobs if f"{job}.done.json" not in names)
 
 
 def _is_spec(name: str) -> bool:

@@ -173,6 +173,38 @@ class BatchResult:
     dnabert_s: F32 | None  # (rows, width); None unless kept
     reasons: tuple[str, ...]  # one per failed row, in row order
 
+    @classmethod
+    def of(
+        cls,
+        batch: Batch,
+        numerics: str,
+        *,
+        dtype: U8,
+        status: U8,
+        scores: F32 | None = None,
+        esm2: F32 | None = None,
+        dnabert_s: F32 | None = None,
+        reasons: tuple[str, ...] = (),
+    ) -> BatchResult:
+        """The result of a batch, under its identity and keys."""
+        return cls(
+            job=batch.job,
+            shard=batch.shard,
+            number=batch.number,
+            identity=batch.identity,
+            numerics=numerics,
+            record=batch.record,
+            chunk=batch.chunk,
+            frame=batch.frame,
+            digest=batch.digest,
+            dtype=dtype,
+            status=status,
+            scores=scores,
+            esm2=esm2,
+            dnabert_s=dnabert_s,
+            reasons=reasons,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Account:

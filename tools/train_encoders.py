@@ -19,7 +19,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ops.dna_tokens import train_bpe
-from ops.dnabert import DnabertConfig
-from ops.esm2 import Esm2Config
 from ops.modelstore import TOKENIZER
 from ops.train.evaluate import record_scores
 from ops.train.features import Features
@@ -38,89 +36,25 @@ from ops.train.fragments import draw, grid
 from ops.train.metrics import auroc
 from ops.weights import write_model
 from tools import encoder_training as training
-from tools.fragment_pool import FIRST_DNA, FIRST_ESM, STOP_ESM, Pool, Shape, make_pool, sources
+from tools.encoder_noise import Feed, mask_loss, masked, noisy
+from tools.encoder_recipe import SIZES, VOCABULARY, Recipe, Size, changed, rate_factor
+from tools.fragment_pool import Pool, Shape, make_pool, sources
 from tools.genomes import HELD_OUT_VALID, Genome, digest, read_genomes
 
 Batch = dict[str, Tensor]
 
 KEYS = ("esm", "dna")
-#: The mask's token, and how many places of a masked row it takes.
-MASK = {"esm": 32, "dna": 4}
-MASKED = {"esm": 20, "dna": 12}
 #: Fragments as they come: whole chunks of 500 bases, last chunks, reads.
 SHAPES = {"long": Shape(301, 500, 0.75, 168, 120), "short": Shape(150, 300, 0.5, 104, 80)}
 VALID_LENGTHS = {500: "long", 300: "short"}
 VALID_PER_GROUP = 400
-VOCABULARY = 4096
 BPE_FRAGMENTS = 40_000
 HIDDEN = 256
 PATIENCE = 3
 LOG_EVERY = 200
 #: What the batch norm's statistics of averaged weights are taken from.
 NORM_BATCHES, NORM_ROWS = 16, 1_024
-#: The learning rate stays until this step, or a third of them all, then falls along a cosine.
-FALLS_FROM = 800
 LOSSES = ("loss", "joint", "esm2", "dnabert", "esm2_mask", "dnabert_mask")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What decides the weights beside genomes and architecture.
-
-    rows: of a batch of long fragments; short ones make batches of as many tokens. noise: share of
-    tokens replaced at random. mask_weight: of the masked-token losses, which see half of the rows.
-    average: of the moving average of the weights. steps: where the learning rate would reach its
-    lowest. check_every: steps between two measurements on the groups kept out.
-    """
-
-    steps: int
-    noise: float
-    rate: float = 1.5e-3
-    drop: float = 0.1
-    mask_weight: float = 0.0
-    seed: int = 1
-    rows: int = 768
-    warmup: int = 300
-    weight_decay: float = 0.05
-    smoothing: float = 0.05
-    modality_weight: float = 0.5
-    average: float = 0.999
-    share_long: float = 0.65
-    fragments: int = 2_500_000
-    check_every: int = 1_000
-
-
-@dataclass(frozen=True)
-class Size:
-    """One point of the frontier. The steps are those that 440 s on one H200 had room for."""
-
-    esm2: Esm2Config
-    dnabert: DnabertConfig
-    recipe: Recipe
-
-
-SIZES = {
-    "w64": Size(
-        Esm2Config(64, 4, 4, 256),
-        DnabertConfig(64, 2, 4, 256, VOCABULARY),
-        Recipe(10_827, noise=0.05),
-    ),
-    "w192": Size(
-        Esm2Config(192, 3, 6, 512),
-        DnabertConfig(128, 2, 4, 256, VOCABULARY),
-        Recipe(8_575, noise=0.1),
-    ),
-    "w256": Size(
-        Esm2Config(256, 4, 8, 1024),
-        DnabertConfig(192, 3, 6, 512, VOCABULARY),
-        Recipe(5_188, noise=0.1, rate=1.2e-3, drop=0.15),
-    ),
-    "w384": Size(
-        Esm2Config(384, 6, 6, 1536),
-        DnabertConfig(256, 4, 4, 768, VOCABULARY),
-        Recipe(6_465, noise=0.05, rate=1e-3, drop=0.2, mask_weight=0.1),
-    ),
-}
 
 
 def main() -> None:
@@ -140,17 +74,6 @@ def main() -> None:
     run = Run(size, pools, torch.device(arguments.device))
     run.train()
     write(run, arguments.out, {"train": digest(train), "valid": digest(valid)})
-
-
-def changed(size: Size, settings: Sequence[str]) -> Size:
-    """The size with other values in its recipe, each as NAME=VALUE."""
-    values: dict[str, Any] = {}
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        if name not in asdict(size.recipe):
-            raise SystemExit(f"train_encoders: no setting {name!r}; see class Recipe")
-        values[name] = type(getattr(size.recipe, name))(float(value))
-    return replace(size, recipe=replace(size.recipe, **values))
 
 
 def deterministic() -> None:
@@ -360,70 +283,11 @@ def _total(check: dict[str, float]) -> float:
     return sum(value for key, value in check.items() if key != "step")
 
 
-def rate_factor(step: int, recipe: Recipe) -> float:
-    """Of the learning rate: up, level, then down a cosine to a fiftieth."""
-    first = min(FALLS_FROM, recipe.steps // 3)
-    past = max(0.0, (step - first) / (recipe.steps - first))
-    return min(1.0, (step + 1) / recipe.warmup) * (0.49 * (1 + float(np.cos(np.pi * past))) + 0.02)
-
-
-class Feed:
-    """Row numbers in random order, each once before any comes again."""
-
-    def __init__(self, rows: int, rng: np.random.Generator) -> None:
-        self.rows, self.rng = rows, rng
-        self.order, self.at = rng.permutation(rows), 0
-
-    def take(self, count: int) -> np.ndarray:
-        if self.at + count > self.rows:
-            self.order, self.at = self.rng.permutation(self.rows), 0
-        self.at += count
-        return self.order[self.at - count : self.at]
-
-
 def on_device(pool: Pool, device: torch.device) -> Batch:
     names = ("esm", "dna", "esm_length", "dna_length", "virus")
     columns = {name: getattr(pool, name) for name in names}
     columns["dna"] = columns["dna"].astype(np.int16)
     return {name: torch.from_numpy(column).to(device) for name, column in columns.items()}
-
-
-def bases_of(key: str) -> tuple[int, int]:
-    """First token that stands for letters, and one past the last."""
-    return (FIRST_ESM, STOP_ESM) if key == "esm" else (FIRST_DNA, VOCABULARY)
-
-
-def masked(tokens: Tensor, lengths: Tensor, rows: int, key: str) -> tuple[Tensor, Tensor]:
-    """Hides MASKED[key] inner tokens of each of the first rows: 80 % masked, 10 % random, 10 % as
-    they are. Returns their places (rows, count) and the new tokens of all rows."""
-    head = tokens[:rows]
-    scores = torch.rand(head.shape, device=tokens.device)
-    scores = scores.masked_fill(~inner(head, lengths[:rows]), -1.0)
-    where = scores.topk(MASKED[key], dim=1).indices
-    kind = torch.rand(where.shape, device=tokens.device)
-    random = torch.randint(*bases_of(key), where.shape, device=tokens.device)
-    old = head.gather(1, where)
-    new = torch.where(kind < 0.8, MASK[key], torch.where(kind < 0.9, random, old))
-    return where, torch.cat([head.scatter(1, where, new), tokens[rows:]])
-
-
-def mask_loss(head: torch.nn.Linear, hidden: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
-    """Cross entropy at the masked places (rows, count) of the first rows."""
-    hidden, tokens = hidden[: len(where)], tokens[: len(where)]
-    picked = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
-    return F.cross_entropy(head(picked).flatten(0, 1).float(), tokens.gather(1, where).flatten())
-
-
-def noisy(tokens: Tensor, lengths: Tensor, rate: float, key: str) -> Tensor:
-    """Replaces that share of the inner tokens by random ones."""
-    hit = (torch.rand(tokens.shape, device=tokens.device) < rate) & inner(tokens, lengths)
-    return torch.where(hit, torch.randint_like(tokens, *bases_of(key)), tokens)
-
-
-def inner(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """(rows, tokens) bool: tokens of the sequence without its first and last, which are marks."""
-    at = torch.arange(tokens.shape[1], device=tokens.device)[None, :]
-    return (at >= 1) & (at < lengths[:, None] - 1)
 
 
 def write(run: Run, out: Path, digests: dict[str, str]) -> None:

@@ -276,21 +276,11 @@ def take_rows(batch: Batch, rows: I64) -> Batch:
 def condemned(batch: Batch, reason: str, numerics: str) -> BatchResult:
     """The result of rows that cannot be computed: status failed, no numbers."""
     rows = len(batch.record)
-    return BatchResult(
-        job=batch.job,
-        shard=batch.shard,
-        number=batch.number,
-        identity=batch.identity,
-        numerics=numerics,
-        record=batch.record,
-        chunk=batch.chunk,
-        frame=batch.frame,
-        digest=batch.digest,
+    return BatchResult.of(
+        batch,
+        numerics,
         dtype=np.full(rows, Dtype.FP32, np.uint8),
         status=np.full(rows, Status.FAILED, np.uint8),
-        scores=None,
-        esm2=None,
-        dnabert_s=None,
         reasons=(reason,) * rows,
     )
 

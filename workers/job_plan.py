@@ -33,6 +33,7 @@ class JobPlan:
         self.open: dict[int, int] = {}
         self.committed: set[int] = set()
         self.waits = False  # for its disk
+        self.opened = False  # its output folder, by a writer; the planner tells
         self.served = 0  # the planner's count when a shard was last issued
         self._scan: PlanScan | None = None
         self._tail: Tail | None = None
@@ -78,7 +79,7 @@ class JobPlan:
         return self._tail is not None and self._tail.known_until > moment
 
     def _find_manifest(self) -> Tail | None:
-        if self._tail is None and self._plan and self.store.opened(self.id) is not None:
+        if self._tail is None and self._plan and self.opened:
             self._tail = place_of(self.spec.out).tail(SLICE_S)
         return self._tail
 

@@ -54,9 +54,17 @@ def configure_logs(
 ) -> None:
     """Called once per process, before the first line. worker: which of its role it is, "gpu-1"."""
     lines = _Lines(log_file)
+    common = {"service.name": "vnp", "service.version": __version__, "vnp.role": role}
+    if worker:
+        common["worker"] = worker
+
+    # Not by structlog.contextvars: what is bound there, other threads do not see.
+    def add_common(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {**common, **event}
+
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            add_common,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="@timestamp"),
             structlog.processors.format_exc_info,
@@ -66,10 +74,6 @@ def configure_logs(
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS.get(level, logging.INFO)),
         logger_factory=lambda *_: lines,
         cache_logger_on_first_use=False,
-    )
-    structlog.contextvars.bind_contextvars(
-        **{"service.name": "vnp", "service.version": __version__, "vnp.role": role},
-        **({"worker": worker} if worker else {}),
     )
 
 

@@ -18,7 +18,7 @@ from broker.role import RoleLease
 from ops.durable import FileLock
 from ops.errors import FullError, IdentityError, UnavailableError, VnpError
 from ops.identity import Identity
-from ops.jobs import JobStore, Outcome
+from ops.jobs import JobStore, Look, Outcome
 from ops.nouns import ShardTask
 from workers.job_plan import SLICE_S, JobPlan, worst_case_bytes
 from workers.logs import get_log
@@ -26,6 +26,9 @@ from workers.loop import main
 from workers.settings import WorkerSettings
 
 PAUSE_S = 0.05
+#: Between two looks at the job files, each a request to a file server perhaps, while there are no
+#: jobs. A new one is seen this and a pause later.
+IDLE_LOOK_S = 0.1
 #: Without any progress of the whole service for this long, open shards are issued again; doubles.
 FIRST_DEADLINE_S = 600.0
 #: About what `worst_case_bytes` says of a full shard of a virus job, per base.
@@ -40,8 +43,8 @@ MAX_READINGS = 8
 OVERVIEW_EVERY_S, MAX_OVERVIEW = 1.0, 30
 #: A gpu worker says something every lease at least; one that has not for so many is gone.
 GONE_LEASES = 3
-#: Between two looks whether anything is left in Redis.
-LOOK_EVERY_S = 1.0
+#: Between two questions whether anything is left in Redis.
+ASK_EVERY_S = 1.0
 
 
 class Planner:
@@ -53,7 +56,9 @@ class Planner:
         self.lock = FileLock(Path(settings.state_dir) / "planner.lock")
         self.store = JobStore(Path(settings.shared_dir))
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
-        self.role = RoleLease(self.broker, "planner", settings.lease_s, self.store.is_there)
+        self.role = RoleLease(
+            self.broker, "planner", settings.lease_s, lambda: self.look is not None
+        )
         self.identity = Identity.from_dict(settings.identity)
         self.jobs: dict[str, JobPlan] = {}
         self.incarnation: str | None = None
@@ -61,7 +66,10 @@ class Planner:
         self.tell_full_at = 0.0
         self.turn = 0  # whose input is read on
         self.issued = 0
+        self.look: Look | None = None  # the last one at the job files; None: they are away
+        self.is_news = False  # when nothing was made of it yet
         self.next_look = 0.0
+        self.ask_at = 0.0
         self.last_progress = time.monotonic()
         self.deadline_s = FIRST_DEADLINE_S
         self.next_heartbeat = time.monotonic() + settings.heartbeat_s
@@ -69,6 +77,7 @@ class Planner:
 
     def step(self) -> None:
         """One round: jobs come and go, commits are observed, the window is filled again."""
+        self._look_at_job_files()
         if not self.role.held():
             self._stand_by()
             return
@@ -97,17 +106,27 @@ class Planner:
         self.incarnation = None
         time.sleep(PAUSE_S)
 
+    def _look_at_job_files(self) -> None:
+        if self.jobs or time.monotonic() >= self.next_look:
+            self.look, self.is_news = self.store.look(), True
+            self.next_look = time.monotonic() + IDLE_LOOK_S
+
     def _follow_job_files(self) -> None:
-        unfinished = self.store.unfinished()
+        if self.look is None or not self.is_news:
+            return
+        self.is_news = False
+        unfinished = set(self.look.unfinished)
         for job in [job for job in self.jobs if job not in unfinished]:
             self.broker.close_shards([(job, shard) for shard in self.jobs.pop(job).open])
             self.broker.drop_job(job)
             self.store.clear_spool()
-        for job in unfinished:
-            if self.store.is_cancelled(job):
+        for job in self.look.unfinished:
+            if job in self.look.cancelled:
                 self._cancel(job)
             elif job not in self.jobs:
                 self._adopt(job)
+        for job in self.look.opened & self.jobs.keys():
+            self.jobs[job].opened = True
 
     def _adopt(self, job: str) -> None:
         """Takes a job up, unless it was submitted for other models than this service has."""
@@ -181,9 +200,9 @@ class Planner:
 
     def _nothing_is_left(self) -> bool:
         """True when shards are open and no stream holds anything of them; asked once a second."""
-        if time.monotonic() < self.next_look:
+        if time.monotonic() < self.ask_at:
             return False
-        self.next_look = time.monotonic() + LOOK_EVERY_S
+        self.ask_at = time.monotonic() + ASK_EVERY_S
         for job in self.jobs.values():
             if job.open or job.waits:
                 job.look_whether_it_waits()

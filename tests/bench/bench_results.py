@@ -66,22 +66,14 @@ def results_of(batches: list[Batch], embeddings: bool) -> Iterator[BatchResult]:
     random = np.random.default_rng(0)
     for batch in batches:
         rows = len(batch.record)
-        yield BatchResult(
-            job=batch.job,
-            shard=batch.shard,
-            number=batch.number,
-            identity=batch.identity,
-            numerics="bench",
-            record=batch.record,
-            chunk=batch.chunk,
-            frame=batch.frame,
-            digest=batch.digest,
+        yield BatchResult.of(
+            batch,
+            "bench",
             dtype=np.zeros(rows, np.uint8),
             status=np.zeros(rows, np.uint8),
             scores=random.random((rows, 2), np.float32),
             esm2=np.ones((rows, ESM2), np.float32) if embeddings else None,
             dnabert_s=np.ones((rows, DNABERT_S), np.float32) if embeddings else None,
-            reasons=(),
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import threading
 import time
 from collections import Counter, defaultdict
 from contextlib import suppress
@@ -18,6 +17,7 @@ from ops.manifest import ManifestTail
 from tests.bench.bench_memory import memory_mb, role_of
 from tests.cluster.load_nodes import NAMESPACE, Nodes
 from tests.crash.harness import command_line
+from tests.looking import Looking
 
 EVERY_S = 1.0
 
@@ -35,8 +35,8 @@ class Moment:
 
 
 @dataclass
-class Watch:
-    """Looks once a second, in a thread of its own, until it is stopped."""
+class Watch(Looking):
+    """Looks once a second."""
 
     nodes: Nodes
     outs: list[Path] = field(default_factory=list)
@@ -48,25 +48,15 @@ class Watch:
 
     def __post_init__(self) -> None:
         self._tails = [ManifestTail(out / "manifest.jsonl") for out in self.outs]
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(EVERY_S):
-            try:
-                self.look()
-            except Exception as error:  # a look that fails is told, and costs no figure but its own
-                self.errors.append(f"{type(error).__name__}: {error}")
+        super().__init__(EVERY_S)
 
     def look(self) -> None:
+        try:
+            self._look()
+        except Exception as error:  # a look that fails is told, and costs no figure but its own
+            self.errors.append(f"{type(error).__name__}: {error}")
+
+    def _look(self) -> None:
         cpu_s: dict[str, float] = defaultdict(float)
         rss_mb: dict[str, float] = defaultdict(float)
         found: Counter[str] = Counter()

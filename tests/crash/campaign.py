@@ -17,7 +17,6 @@ import shutil
 import statistics
 import subprocess
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from ops.verify import verify_output
 from tests.crash.faults import FAULTS, WORKER_DEATHS, World, take_snapshot
 from tests.crash.harness import Service, digests, shards_done, until
 from tests.crash.servers import VERSIONS, binary
+from tests.looking import Looking
 from tests.redis.proxy import CuttingProxy
 
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
@@ -312,30 +312,20 @@ def left_in(client: object) -> dict[str, int]:
     return {name: length for name, length in lengths.items() if length}
 
 
-class _Watch:
-    """A thread that looks ten times a second at memory and at the counter of computed rows."""
+class _Watch(Looking):
+    """Looks ten times a second at memory and at the counter of computed rows."""
 
     def __init__(self, world: World, report: Report) -> None:
+        super().__init__(every_s=0.1)
         self.world, self.report = world, report
         self.rows_computed = 0
         self._last: dict[bytes, int] = defaultdict(int)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._look)
 
-    def __enter__(self) -> _Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._stopped.wait(0.1):
-            with suppress(Exception):  # whatever is down just now
-                self._look_at_memory()
-            with suppress(Exception), self.world.redis() as client:
-                self._count_rows(client)
+    def look(self) -> None:
+        with suppress(Exception):  # whatever is down just now
+            self._look_at_memory()
+        with suppress(Exception), self.world.redis() as client:
+            self._count_rows(client)
 
     def _look_at_memory(self) -> None:
         for role in ("planner", "packer", "gpu", "writer"):

@@ -15,7 +15,8 @@ import yaml
 
 from broker.acl import ROLES as USERS
 from broker.keys import BATCHES, GROUPS, TASKS, Keys
-from daemon.config import ROLES, Config
+from daemon.config import Config
+from daemon.config_fields import ROLES
 from tests.deploy.tools import DEPLOY, accepted
 
 BASE, KEDA = DEPLOY / "kubernetes" / "base", DEPLOY / "kubernetes" / "keda"

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config import Config, load
+from daemon.config import Config
+from daemon.config_load import load
 from tests.service.shell import PROGRAMS, plain_environment
 
 ROOT = Path(__file__).parents[2]

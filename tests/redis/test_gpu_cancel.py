@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from broker.codec import decode, encode
@@ -15,36 +14,14 @@ from broker.keys import BATCHES, RESULTS
 from broker.queue import Broker
 from broker.server import PrivateServer
 from ops.engine import Engine, Launched
-from ops.esm_tokens import encode as esm_encode
-from ops.modelstore import BUNDLED, DEFAULT_NAMES
-from ops.nouns import Batch, BatchResult, Ragged
+from ops.nouns import Batch, BatchResult
+from tests.redis.gpu_fixtures import gpu_settings, protein_batch
 from workers import gpu
 from workers.gpu import IN_HAND, GpuWorker
-from workers.logs import configure_logs
-from workers.settings import WorkerSettings
 
 QUEUED = 20
 #: The batch in the middle of which its job is cancelled, from 0.
 CANCELLED_AT = 3
-
-
-def make_batch(job: str, number: int) -> Batch:
-    """One protein."""
-    return Batch(
-        job=job,
-        shard=0,
-        number=number,
-        identity="i",
-        pipeline="protein",
-        keep_embeddings=True,
-        attempts=0,
-        record=np.array([number], np.uint64),
-        chunk=np.zeros(1, np.uint32),
-        frame=np.zeros(1, np.uint8),
-        digest=np.array([number], np.uint64),
-        esm_tokens=esm_encode(Ragged.from_bytes([b"MKLVRE"])),
-        dna_tokens=None,
-    )
 
 
 @pytest.mark.parametrize("depth", [1, IN_HAND])
@@ -60,7 +37,7 @@ def test_next_job_has_the_device_within_one_batch(
     # Given a long job with many batches in the queue, and another job's batch behind them
     client = make_broker("client")
     client.ensure_groups()
-    batches = [make_batch("long", number) for number in range(QUEUED)]
+    batches = [protein_batch("long", number, [number], [b"MKLVRE"]) for number in range(QUEUED)]
     for batch in [*batches, replace(batches[0], job="next")]:
         raw(redis_server).xadd(client.keys.stream(BATCHES), {"m": encode(batch)})
     order: list[tuple[str, str, int]] = []
@@ -79,20 +56,7 @@ def test_next_job_has_the_device_within_one_batch(
             return super().finish(launched)
 
     monkeypatch.setattr(gpu, "Engine", WatchedEngine)
-    configure_logs("gpu", level="error", log_file=str(tmp_path / "log"))
-    worker = GpuWorker(
-        WorkerSettings(
-            state_dir=str(tmp_path),
-            shared_dir=str(tmp_path),
-            redis_url=redis_server.url,
-            identity={},
-            node="n",
-            namespace=namespace,
-            esm2=str(BUNDLED / DEFAULT_NAMES["esm2"]),
-            threads=1,
-        ),
-        "n:gpu:0",
-    )
+    worker = GpuWorker(gpu_settings(tmp_path, redis_server.url, namespace), "n:gpu:0")
     worker.depth = depth
     # When the worker goes on until the queue is empty
     while client.stats().streams[BATCHES].length:

@@ -14,12 +14,10 @@ from broker.keys import BATCHES, RESULTS
 from broker.queue import Broker
 from broker.server import PrivateServer
 from ops.engine import Engine, Launched
-from ops.esm_tokens import encode as esm_encode
-from ops.modelstore import BUNDLED, DEFAULT_NAMES
-from ops.nouns import Batch, BatchResult, Dtype, Ragged, Status
+from ops.nouns import Batch, BatchResult, Dtype, Status
+from tests.redis.gpu_fixtures import gpu_settings, protein_batch
 from workers import gpu
 from workers.gpu import MAX_ATTEMPTS, GpuWorker
-from workers.logs import configure_logs
 from workers.loop import PREDECESSOR_SIGNAL
 from workers.settings import WorkerSettings
 
@@ -42,17 +40,7 @@ class PoisonedEngine(Engine):
 
 @pytest.fixture
 def settings(redis_server: PrivateServer, namespace: str, tmp_path: Path) -> WorkerSettings:
-    configure_logs("gpu", level="error", log_file=str(tmp_path / "log"))
-    return WorkerSettings(
-        state_dir=str(tmp_path),
-        shared_dir=str(tmp_path),
-        redis_url=redis_server.url,
-        identity={},
-        node="n",
-        namespace=namespace,
-        esm2=str(BUNDLED / DEFAULT_NAMES["esm2"]),
-        threads=1,
-    )
+    return gpu_settings(tmp_path, redis_server.url, namespace)
 
 
 @pytest.fixture
@@ -64,23 +52,7 @@ def broker(make_broker: MakeBroker) -> Broker:
 
 def make_batch() -> Batch:
     """Proteins of different lengths; a row's digest is its number."""
-    rows = np.arange(ROWS)
-    proteins = [b"MKLVRE" * (3 + row) for row in range(ROWS)]
-    return Batch(
-        job="j",
-        shard=0,
-        number=0,
-        identity="i",
-        pipeline="protein",
-        keep_embeddings=True,
-        attempts=0,
-        record=rows.astype(np.uint64),
-        chunk=np.zeros(ROWS, np.uint32),
-        frame=np.zeros(ROWS, np.uint8),
-        digest=rows.astype(np.uint64),
-        esm_tokens=esm_encode(Ragged.from_bytes(proteins)),
-        dna_tokens=None,
-    )
+    return protein_batch("j", 0, range(ROWS), [b"MKLVRE" * (3 + row) for row in range(ROWS)])
 
 
 def publish(broker: Broker, batch: Batch, raw: Callable[[PrivateServer], Any], server: Any) -> None:

@@ -3,6 +3,8 @@ inputs that it reads for the second time."""
 
 from __future__ import annotations
 
+import io
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,45 +15,29 @@ import pytest
 from broker.keys import TASKS
 from broker.queue import Broker
 from broker.server import PrivateServer
-from ops.jobs import InputFile, JobSpec, JobStore, Outcome
+from ops.jobs import InputFile, JobSpec, Outcome
 from ops.manifest import EpochLine, ManifestWriter, ShardLine, read_manifest
 from ops.output import Output
-from tests.unit.output_fixtures import IDENTITY, make_spec
+from tests.redis.nodes import Nodes, steps
+from tests.unit.output_fixtures import make_spec
 from workers import job_plan
 from workers import planner as planner_module
 from workers.planner import Planner
-from workers.settings import WorkerSettings
 
 MakeBroker = Callable[..., Broker]
 SHARDS = 4
 
 
-class Bench:
+class Bench(Nodes):
     """A shared folder, and planners of several nodes on one Redis."""
 
-    def __init__(self, folder: Path, url: str, namespace: str) -> None:
-        self.folder, self._url, self._namespace = folder, url, namespace
-        self.store = JobStore(folder / "shared")
-        self._planners: list[Planner] = []
-
     def planner(self, node: str = "a") -> Planner:
-        state = self.folder / f"{node}-{len(self._planners)}"
-        state.mkdir()
         mount = self.mount(node)
         if not mount.is_symlink():
             mount.symlink_to(self.folder / "shared")
-        settings = WorkerSettings(
-            state_dir=str(state),
-            shared_dir=str(mount),
-            redis_url=self._url,
-            namespace=self._namespace,
-            identity=IDENTITY.to_dict(),
-            node=node,
-            shard_bases=1_000,
-            shard_records=1,
+        return self.begin(
+            "planner", Planner, node, shared_dir=str(mount), shard_bases=1_000, shard_records=1
         )
-        self._planners.append(Planner(settings, f"{node}:planner:0"))
-        return self._planners[-1]
 
     def mount(self, node: str) -> Path:
         """Where a node sees the shared folder."""
@@ -95,10 +81,6 @@ class Bench:
         self.open(spec)
         return spec
 
-    def close(self) -> None:
-        for planner in self._planners:
-            planner.close()
-
 
 @pytest.fixture
 def bench(tmp_path: Path, redis_server: PrivateServer, namespace: str) -> Iterator[Bench]:
@@ -107,13 +89,51 @@ def bench(tmp_path: Path, redis_server: PrivateServer, namespace: str) -> Iterat
     bench.close()
 
 
-def steps(planner: Planner, done: Callable[[], bool], limit: int = 200) -> None:
-    """Steps until something is done."""
-    for _ in range(limit):
-        if done():
-            return
+class Requests:
+    """Counts what is asked of the shared folder; a file server would be asked as often."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num = 0
+        for module, name in ((os, "listdir"), (os, "stat"), (io, "open")):
+            monkeypatch.setattr(module, name, self._counted(getattr(module, name)))
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(path: Any, *arguments: Any, **options: Any) -> Any:
+            self.num += "mount-" in str(path)
+            return call(path, *arguments, **options)
+
+        return counted
+
+
+def test_jobs_that_wait_cost_no_request_each(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given many jobs that are planned, and no writer
+    planner = bench.planner()
+    for number in range(30):
+        bench.submit(f"job{number}")
+    steps(planner, lambda: len(bench.store.running()) == 30)
+    # When the planner goes on
+    requests = Requests(monkeypatch)
+    for _ in range(10):
         planner.step()
-    raise AssertionError(f"not done after {limit} steps")
+    # Then it has listed the folder at most once a step
+    assert 1 <= requests.num <= 10
+
+
+def test_idle_planner_looks_now_and_then(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an idle planner, and no time that would pass between two looks
+    assert planner_module.IDLE_LOOK_S + planner_module.PAUSE_S <= 0.2 + 1e-9
+    monkeypatch.setattr(planner_module, "IDLE_LOOK_S", 3_600.0)
+    (bench.folder / "shared" / "jobs").mkdir(parents=True)
+    planner = bench.planner()
+    requests = Requests(monkeypatch)
+    # When it goes on; Then it looks once, and between two looks asks nothing
+    for _ in range(10):
+        planner.step()
+    assert requests.num == 1
+    # And with the next look it has a new job
+    bench.submit("job1")
+    planner.next_look = 0.0
+    steps(planner, lambda: bench.store.plan_or_none("job1") is not None, limit=2)
 
 
 def test_damaged_manifest_fails_its_job_and_no_other(bench: Bench, make_broker: MakeBroker) -> None:
@@ -218,7 +238,7 @@ def test_nothing_is_lost_that_cannot_be_seen(bench: Bench, make_broker: MakeBrok
     Path(spec.out).rename(bench.folder / "away")
     broker.acknowledge(TASKS, [entry.id for entry in broker.take(TASKS, SHARDS, 50)])
     # Then nothing is computed anew for that
-    planner.next_look = 0.0
+    planner.ask_at = 0.0
     for _ in range(3):
         planner.step()
     assert broker.outstanding() == 0

@@ -109,6 +109,31 @@ def test_path_too_long_for_a_socket(tmp_path: Path, raw: Callable[[PrivateServer
     server.socket.parent.rmdir()
 
 
+@pytest.mark.parametrize("variable", ["TMPDIR", "XDG_RUNTIME_DIR"])
+def test_short_path_that_is_none(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raw: Callable[[PrivateServer], Any],
+    variable: str,
+) -> None:
+    # Given a folder for sockets that is too long itself, and nothing else
+    for name in ("TMPDIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    base = tmp_path / ("longer" * 20)
+    base.mkdir()
+    monkeypatch.setenv(variable, str(base))
+    monkeypatch.setattr("tempfile.tempdir", None)  # it is read once otherwise
+    # When a server is started whose own folder is too long, too; Then it answers
+    server = PrivateServer(base / "state")
+    server.start()
+    try:
+        assert raw(server).ping()
+        assert stat.S_IMODE(server.socket.parent.stat().st_mode) == 0o700
+    finally:
+        server.stop()
+        server.socket.parent.rmdir()
+
+
 def test_folder_of_somebody_else_is_refused(short: Path) -> None:
     # Given a link where the folder should be
     (short / "target").mkdir()

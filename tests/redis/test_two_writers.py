@@ -3,52 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from broker.server import PrivateServer
-from ops.jobs import RUNNING, JobStore
+from ops.jobs import RUNNING
 from ops.output import Output
-from tests.unit.output_fixtures import IDENTITY, PLAN, make_spec
+from tests.redis.nodes import Nodes, steps
+from tests.unit.output_fixtures import PLAN, make_spec
 from workers import writer as writer_module
-from workers.settings import WorkerSettings
 from workers.writer import Writer
 
 LEASE_S = 1.0
 
 
-class Bench:
+class Bench(Nodes):
     """A shared folder, and writers of several nodes on one Redis."""
 
-    def __init__(self, folder: Path, url: str, namespace: str) -> None:
-        self.folder, self._url, self._namespace = folder, url, namespace
-        self.store = JobStore(folder / "shared")
-        self._writers: list[Writer] = []
-
     def writer(self, node: str) -> Writer:
-        state = self.folder / node
-        state.mkdir()
-        settings = WorkerSettings(
-            state_dir=str(state),
-            shared_dir=str(self.folder / "shared"),
-            redis_url=self._url,
-            namespace=self._namespace,
-            identity=IDENTITY.to_dict(),
-            node=node,
-            lease_s=LEASE_S,
-        )
-        self._writers.append(Writer(settings, f"{node}:writer:0"))
-        return self._writers[-1]
+        return self.begin("writer", Writer, node, lease_s=LEASE_S)
 
     def plan(self, job: str) -> None:
         self.store.create(make_spec(self.folder / f"{job}.out", id=job))
         self.store.set_plan(job, PLAN)
-
-    def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
 
 
 @pytest.fixture
@@ -56,14 +35,6 @@ def bench(tmp_path: Path, redis_server: PrivateServer, namespace: str) -> Iterat
     bench = Bench(tmp_path, redis_server.url, namespace)
     yield bench
     bench.close()
-
-
-def steps(writer: Writer, done: Callable[[], bool], limit: int = 200) -> None:
-    for _ in range(limit):
-        if done():
-            return
-        writer.step()
-    raise AssertionError(f"not done after {limit} steps")
 
 
 def test_role_that_is_lost_during_the_first_opening(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from daemon.config_load import load
 
 HERE = Path(__file__).parent
 UNITS = HERE.parents[1] / "systemd"
@@ -46,6 +49,24 @@ def test_exposure(units: Path, name: str, limit: int) -> None:
         [*command, str(units / f"{name}.service")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-400:] + done.stderr
+
+
+@pytest.mark.parametrize("unit", sorted(UNITS.glob("*.service")), ids=lambda unit: unit.stem)
+def test_configuration_file_has_the_last_word(
+    unit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a user's file that differs from all that the units say
+    file = tmp_path / "vnp.toml"
+    ours = {"preemption": "off", "listen": "127.0.0.1:1", "redis_url": "redis://elsewhere"}
+    file.write_text("".join(f'{name} = "{value}"\n' for name, value in ours.items()))
+    # When a service of the unit reads its configuration
+    text = unit.read_text()
+    for setting in re.findall(r"^Environment=(.*)", text, re.MULTILINE):
+        for variable in setting.split():
+            monkeypatch.setenv(*variable.split("=", 1))
+    config = load({}, file, re.findall(r"--default (\S+)", text))
+    # Then the file holds
+    assert {name: getattr(config, name) for name in ours} == ours
 
 
 #: What `inside.py` calls; the interpreter of the installation must be one that all users may run.

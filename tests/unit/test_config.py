@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from daemon.config import Config, load
+from daemon.config import Config
+from daemon.config_load import load
 from ops.errors import ConfigError
 
 HEAVY = ("torch", "h5py", "tokenizers", "transformers", "numpy", "redis", "esm", "safetensors")
@@ -233,6 +234,43 @@ def test_looking_at_jobs_loads_no_screen_library() -> None:
         "assert run_command(vnp, ['list']) == 0\nassert 'rich' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_defaults_of_a_unit_are_the_weakest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given defaults as a unit gives them, a file and a variable
+    defaults = ["preemption=auto", "listen=127.0.0.1:1", "packers=2", "lease_s=9"]
+    path = write(tmp_path, 'preemption = "aws"\n')
+    monkeypatch.setenv("VNP_LISTEN", "127.0.0.1:2")
+    # Then each is overruled by whatever else says something
+    config = load({"packers": 3}, path, defaults)
+    assert (config.preemption, config.listen) == ("aws", "127.0.0.1:2")
+    assert (config.packers, config.lease_s) == (3, 9.0)
+    # And an unknown one is refused
+    with pytest.raises(ConfigError, match=r"--default: unknown setting 'packer'; did you mean"):
+        load({}, path, ["packer=3"])
+    with pytest.raises(ConfigError, match="--default packers: write NAME=VALUE"):
+        load({}, path, ["packers"])
+
+
+@pytest.mark.parametrize(
+    ("cores", "device", "packers"),
+    [
+        (1, "cpu", 1),
+        (2, "cpu", 1),
+        (32, "cpu", 4),
+        (32, "cuda:0", 4),
+        (32, "cuda:0,cuda:1", 8),
+        (6, "cuda:0,cuda:1", 5),
+    ],
+)
+def test_packers_by_devices_and_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, device: str, packers: int
+) -> None:
+    monkeypatch.setattr("daemon.config.cores", lambda: cores)
+    assert load({"device": device}).role_counts["packer"] == packers
+    assert load({"device": device, "packers": 31}).role_counts["packer"] == 31
 
 
 def test_several_gpu_workers_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from daemon.cli import submit, vnp
-from daemon.config import load
+from daemon.config_load import load
 from daemon.config_reference import reference
 from daemon.vnpd import vnpd
 from ops import errors

@@ -17,7 +17,7 @@ from ops.modelstore import read_card, verify_model
 from ops.pooling import pool
 from tests.unit.genome_fixtures import open_letters
 from tests.unit.model_fixtures import random_tokens
-from tools import train_encoders
+from tools import encoder_noise, encoder_recipe, train_encoders
 from tools.encoder_training import (
     Trainee,
     dnabert_hidden,
@@ -94,7 +94,7 @@ def made_up_genomes() -> list[Genome]:
 def test_pools_hold_every_frame_once(tmp_path: Path) -> None:
     # Given genomes, a tokenizer and fragments
     genomes = made_up_genomes()
-    recipe = replace(train_encoders.SIZES["w64"].recipe, fragments=400)
+    recipe = replace(encoder_recipe.SIZES["w64"].recipe, fragments=400)
     train_encoders.VOCABULARY, before = 300, train_encoders.VOCABULARY
     try:
         pools = train_encoders.make_pools(genomes[:8], genomes[8:], tmp_path, recipe)
@@ -114,7 +114,8 @@ def test_pools_hold_every_frame_once(tmp_path: Path) -> None:
 
 def test_a_training_repeats_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a small recipe with masks and noise, on the CPU, and a seed
-    monkeypatch.setattr(train_encoders, "VOCABULARY", 300)
+    for module in (train_encoders, encoder_noise):
+        monkeypatch.setattr(module, "VOCABULARY", 300)
     monkeypatch.setattr(train_encoders, "LOG_EVERY", 3)
     monkeypatch.setattr(train_encoders, "NORM_ROWS", 16)
     monkeypatch.setattr(train_encoders, "VALID_PER_GROUP", 20)
@@ -122,7 +123,7 @@ def test_a_training_repeats_to_the_bit(tmp_path: Path, monkeypatch: pytest.Monke
     shapes = {name: replace(shape, dna=280) for name, shape in train_encoders.SHAPES.items()}
     monkeypatch.setattr(train_encoders, "SHAPES", shapes)
     recipe = replace(
-        train_encoders.SIZES["w64"].recipe,
+        encoder_recipe.SIZES["w64"].recipe,
         steps=12,
         warmup=2,
         rows=32,
@@ -130,7 +131,7 @@ def test_a_training_repeats_to_the_bit(tmp_path: Path, monkeypatch: pytest.Monke
         mask_weight=0.1,
         check_every=6,
     )
-    size = train_encoders.Size(ESM2, DNABERT, recipe)
+    size = encoder_recipe.Size(ESM2, DNABERT, recipe)
     genomes = made_up_genomes()
     digests = []
     for out in (tmp_path / "a", tmp_path / "b"):
@@ -151,21 +152,21 @@ def test_a_training_repeats_to_the_bit(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_settings_change_the_recipe_alone() -> None:
-    size = train_encoders.SIZES["w64"]
-    other = train_encoders.changed(size, ["steps=600", "noise=0.2"])
+    size = encoder_recipe.SIZES["w64"]
+    other = encoder_recipe.changed(size, ["steps=600", "noise=0.2"])
     assert other == replace(size, recipe=replace(size.recipe, steps=600, noise=0.2))
     assert isinstance(other.recipe.steps, int)
     with pytest.raises(SystemExit, match="no setting 'step'"):
-        train_encoders.changed(size, ["step=600"])
+        encoder_recipe.changed(size, ["step=600"])
 
 
 def test_the_rate_rises_stays_and_falls() -> None:
-    recipe = replace(train_encoders.SIZES["w64"].recipe, steps=2_800, warmup=100)
-    factors = [train_encoders.rate_factor(step, recipe) for step in (0, 99, 800, 1_800, 2_800)]
+    recipe = replace(encoder_recipe.SIZES["w64"].recipe, steps=2_800, warmup=100)
+    factors = [encoder_recipe.rate_factor(step, recipe) for step in (0, 99, 800, 1_800, 2_800)]
     assert factors == pytest.approx([0.01, 1.0, 1.0, 0.51, 0.02])
     # And a short training ends as low
     short = replace(recipe, steps=600)
-    assert [train_encoders.rate_factor(s, short) for s in (200, 600)] == pytest.approx([1.0, 0.02])
+    assert [encoder_recipe.rate_factor(s, short) for s in (200, 600)] == pytest.approx([1.0, 0.02])
 
 
 def test_masks_leave_marks_and_other_rows_alone() -> None:
@@ -174,7 +175,7 @@ def test_masks_leave_marks_and_other_rows_alone() -> None:
     lengths = torch.tensor([40, 30, 40, 30])
     torch.manual_seed(0)
     # When half of the rows are masked
-    where, new = train_encoders.masked(tokens, lengths, 2, "dna")
+    where, new = encoder_noise.masked(tokens, lengths, 2, "dna")
     # Then places are inside the sequence, and all else is as it was
     assert where.shape == (2, 12)
     assert (where >= 1).all()

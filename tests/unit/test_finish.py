@@ -65,22 +65,12 @@ def fasta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fake_result(batch: Batch) -> BatchResult:
     """Scores from the digest of the row's input, as a model's depend on the input only."""
     virus = (batch.digest % np.uint64(1 << 20)).astype(np.float32) / np.float32(1 << 20)
-    return BatchResult(
-        job=batch.job,
-        shard=batch.shard,
-        number=batch.number,
-        identity=batch.identity,
-        numerics=NUMERICS,
-        record=batch.record,
-        chunk=batch.chunk,
-        frame=batch.frame,
-        digest=batch.digest,
+    return BatchResult.of(
+        batch,
+        NUMERICS,
         dtype=np.zeros(len(virus), np.uint8),
         status=np.full(len(virus), Status.OK, np.uint8),
         scores=np.stack([1 - virus, virus], axis=1),
-        esm2=None,
-        dnabert_s=None,
-        reasons=(),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ops.errors import CorruptionError, OutputError, UsageError
-from ops.jobs import InputFile, JobSpec, JobStore, Outcome, Plan, new_job_id
+from ops.jobs import InputFile, JobSpec, JobStore, Look, Outcome, Plan, new_job_id
 from tests.unit.output_fixtures import IDENTITY, JOB, make_plan, make_spec
 
 
@@ -79,6 +79,21 @@ def test_cancel(store: JobStore) -> None:
     store.set_outcome("a2", Outcome("failed", 65, "no FASTA"))
     store.cancel("a2")
     assert not store.is_cancelled("a2")
+
+
+def test_one_look_shows_all(store: JobStore) -> None:
+    # Given no folder; Then there is nothing to see, which is not the same as no jobs
+    assert store.look() is None
+    # Given jobs in all states; Then a look shows what the files say one by one
+    for job in ("d4", "c3", "b2", "a1"):
+        store.create(spec_of(job))
+    store.set_plan("b2", make_plan(JOB))
+    store.set_open("b2", 1)
+    store.cancel("c3")
+    store.set_outcome("d4", Outcome("finished", 0, ""))
+    look = store.look()
+    assert look == Look(["a1", "b2", "c3"], frozenset({"c3"}), frozenset({"b2"}))
+    assert look.unfinished == store.unfinished()
 
 
 @pytest.mark.parametrize("job", ["nope", "", "../../etc/passwd", "a/b", "a.plan"])

@@ -59,6 +59,24 @@ def test_line_has_the_stated_fields(tmp_path: Path) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["@timestamp"])
 
 
+def test_lines_of_a_thread_name_their_worker(tmp_path: Path) -> None:
+    # Given a worker that logs from a thread of its own; When both have said something
+    path = tmp_path / "vnp.log"
+    body = """
+import threading
+configure_logs(sys.argv[1], worker="writer-0", log_file=sys.argv[2])
+log.info("main")
+thread = threading.Thread(target=log.info, args=("thread",))
+thread.start()
+thread.join()
+"""
+    run_script(body, "writer", path).communicate()
+    # Then both lines say who it was
+    of_main, of_thread = lines_of(path)
+    assert (of_thread["worker"], of_thread["vnp.role"]) == ("writer-0", "writer")
+    assert set(of_thread) == set(of_main) == EVERY_LINE | {"worker"}
+
+
 def test_level_keeps_quiet_what_is_below_it(tmp_path: Path) -> None:
     # Given level warning; When something is said at every level
     path = tmp_path / "vnp.log"

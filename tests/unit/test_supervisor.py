@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from broker.server import PrivateServer
-from daemon.config import load
+from daemon.config_load import load
 from daemon.supervisor import (
     LONGEST_PAUSE_S,
     MAX_FAILED_STARTS,
