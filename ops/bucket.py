@@ -29,19 +29,24 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-)
-from obstore.store import from_url
-
 from ops import errors
 from ops.durable import describe_os_error, make_dir
-from ops.errors import CorruptionError, OutputError, StoreError
+from ops.errors import ConfigError, CorruptionError, OutputError, StoreError
 from ops.manifest import Line, ManifestState, decode_line
+
+try:
+    import obstore
+    from obstore.exceptions import (
+        AlreadyExistsError,
+        BaseError,
+        PermissionDeniedError,
+        UnauthenticatedError,
+    )
+    from obstore.store import from_url
+except ImportError as error:  # an extra
+    raise ConfigError(
+        "object stores need obstore; pip install 'vnp[object-store]', on the nodes too"
+    ) from error
 
 if TYPE_CHECKING:
     from ops.bucket_hold import BucketHold

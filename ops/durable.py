@@ -188,8 +188,9 @@ class FileLock:
             raise HeldError(message, holder) from error
         ours = " ".join(["pid", str(os.getpid()), "on", socket.gethostname(), *purpose.split()])
         try:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"{ours}\n".encode(), 0)
+            # In this order a full disk has room for it, where the file was there before.
+            written = os.pwrite(self._descriptor, f"{ours}\n".encode(), 0)
+            os.ftruncate(self._descriptor, written)
         except OSError as error:  # a lock that is held without its holder's name would be for ever
             self.release()
             raise describe_os_error(error, path) from error

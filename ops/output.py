@@ -7,6 +7,7 @@ it does not name does not exist.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import socket
 import threading
@@ -30,6 +31,8 @@ from ops.totals import remarks
 
 #: A job of so many shards is large: its tables are written along, and not at the end alone.
 AHEAD_FROM = 16
+#: Shards that are added to them at once: other jobs wait for the same threads.
+AHEAD_STEP = 8
 #: Bytes in the output of a shard, a record, a chunk, a frame, a base called virus; generous means.
 _DISK = {"shards": 40_000, "records": 250, "chunks": 130, "frames": 80, "letters": 0.35}
 
@@ -199,9 +202,12 @@ class Output:
     def _begin_tables(self, read_records: ReadRecords) -> Tables:
         return Tables(self._hold.results(), self._identity, self._spec.compat, read_records)
 
-    def _add_committed(self, tables: Tables, check: Callable[[], None]) -> None:
+    def _add_committed(
+        self, tables: Tables, check: Callable[[], None], at_most: float = math.inf
+    ) -> None:
         """The next shards, up to the first that is not committed."""
-        while (number := tables.num_shards) in self._files:
+        end = tables.num_shards + at_most
+        while (number := tables.num_shards) in self._files and number < end:
             check()
             [shard] = read_shards(self.place, [self._files[number]], self._identity, first=number)
             tables.add(shard)
@@ -226,15 +232,15 @@ class Output:
     def write_ahead(
         self, read_records: ReadRecords, check: Callable[[], None] = lambda: None
     ) -> None:
-        """Writes the rows of the shards that are committed, up to the first that is not, so that
-        `finish` has less to do; in one thread, beside commits. Arguments: see there.
+        """Writes the rows of a few shards, up to the first that is not committed, so that `finish`
+        has less to do; in one thread, beside commits. Arguments: see there.
 
         What it raises costs nothing but this work: `finish` then does all of it.
         """
         try:
             if self._ahead is None:
                 self._ahead = self._begin_tables(read_records)
-            self._add_committed(self._ahead, check)
+            self._add_committed(self._ahead, check, AHEAD_STEP)
         except BaseException:
             self._gave_up_ahead = True
             self._drop_ahead()

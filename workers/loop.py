@@ -13,10 +13,11 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from broker.codec import MessageError, Noun, decode
 from broker.queue import Broker, Entry
@@ -77,12 +78,13 @@ def main(role: str, make_worker: Callable[[WorkerSettings, str], Worker]) -> Non
     try:
         worker = make_worker(settings, consumer)
     except VnpError as error:
-        _report({"error": str(error), "exit_code": error.exit_code})
-        sys.exit(error.exit_code)
+        # Without a code it is worth another try.
+        _report({"error": str(error), **({} if error.may_pass else {"exit_code": error.exit_code})})
+        _leave(error.exit_code)
     except Exception as error:  # memory that is taken for the moment, say: worth another try
         _log_failure(role, error)
         _report({"error": f"{type(error).__name__}: {error}"})
-        sys.exit(InternalError.exit_code)
+        _leave(InternalError.exit_code)
     stop = StopFlag()  # a signal before this one ends the process: nothing needs an order yet
     pulse = Pulse.inherited()
     _report({"ready": True})
@@ -90,7 +92,20 @@ def main(role: str, make_worker: Callable[[WorkerSettings, str], Worker]) -> Non
         _run_steps(role, worker, stop, pulse)
     except Exception as error:
         _log_failure(role, error)
-        sys.exit(InternalError.exit_code)
+        _leave(InternalError.exit_code)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process, also when a thread of it hangs, in a request to a store that does not
+    answer, say: the interpreter would wait for it, and its folders and roles with it. Nothing that
+    counts rests on an orderly end."""
+    others = [t for t in threading.enumerate() if t is not threading.main_thread()]
+    if any(not thread.daemon for thread in others):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run_steps(role: str, worker: Worker, stop: StopFlag, pulse: Pulse) -> None:

@@ -13,6 +13,7 @@ from ops.gather import ShardGather
 from ops.jobs import JobSpec, Plan
 from ops.manifest import ShardLine
 from ops.output import Output
+from ops.place import is_remote
 from ops.tables import Counts
 
 
@@ -39,9 +40,22 @@ class OpenJob:
     ahead: Future[None] | None = None  # tables of what is committed
     finishing: Future[Counts] | None = None
     shards: dict[int, OpenShard] = field(default_factory=dict)
-    retry_at: float = 0.0
+    retry_at: float = 0.0  # time.monotonic(); nothing is begun before
+    tried_at: float = 0.0  # when the last opening or end was begun
     waits_for: str = ""
     closing: bool = False
+
+    @property
+    def is_remote(self) -> bool:
+        return is_remote(self.spec.out)
+
+    def give_back(self) -> None:
+        """Gives the folder back, in which nobody works any more."""
+        opening = self.opening
+        if opening is not None and not opening.cancelled() and opening.exception() is None:
+            self.output = opening.result()
+        if self.output is not None:
+            self.output.close()
 
     def shard(self, number: int) -> OpenShard:
         """The shard of that number; a new one when nothing of it has come yet."""

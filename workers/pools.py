@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from ops.output import AHEAD_FROM
-from ops.place import is_remote
+from workers.open_job import OpenJob
 
 #: Shards that are on their way to an object store at once, where one alone waits for its replies.
 UPLOAD_THREADS = 4
@@ -15,22 +15,37 @@ OUTPUT_THREADS, LARGE_THREADS = 4, 2
 
 
 class Pools:
-    """Commits to folders run one after another: they share a disk."""
+    """Whom each kind of work may hold up is what divides them.
+
+    Commits to folders run one after another, since they share a disk. A job that waits for its
+    place works in threads that no other job needs: a store that does not answer keeps each of them
+    for minutes.
+    """
 
     def __init__(self) -> None:
-        self._committer = ThreadPoolExecutor(1, "commit")
-        self._uploader = ThreadPoolExecutor(UPLOAD_THREADS, "upload")
+        self._commits = ThreadPoolExecutor(1, "commit")
+        self._uploads = ThreadPoolExecutor(UPLOAD_THREADS, "upload")
         self._outputs = ThreadPoolExecutor(OUTPUT_THREADS, "outputs")
-        self._large_outputs = ThreadPoolExecutor(LARGE_THREADS, "large-outputs")
+        self._large_openings = ThreadPoolExecutor(LARGE_THREADS, "large-openings")
+        self._large_tables = ThreadPoolExecutor(LARGE_THREADS, "large-tables")
+        self._waiting = ThreadPoolExecutor(LARGE_THREADS, "waiting")
 
-    def of_commits(self, out: str) -> ThreadPoolExecutor:
-        return self._uploader if is_remote(out) else self._committer
+    def of_commits(self, held: OpenJob) -> ThreadPoolExecutor:
+        if held.waits_for:
+            return self._waiting
+        return self._uploads if held.is_remote else self._commits
 
-    def of_output(self, num_shards: int) -> ThreadPoolExecutor:
-        """For the opening, the tables and the end of a job of so many shards."""
-        return self._large_outputs if num_shards >= AHEAD_FROM else self._outputs
+    def of_opening(self, held: OpenJob, num_shards: int) -> ThreadPoolExecutor:
+        if held.waits_for:
+            return self._waiting
+        return self._large_openings if num_shards >= AHEAD_FROM else self._outputs
+
+    def of_tables(self, held: OpenJob, num_shards: int) -> ThreadPoolExecutor:
+        if held.waits_for:
+            return self._waiting
+        return self._large_tables if num_shards >= AHEAD_FROM else self._outputs
 
     def shutdown(self) -> None:
-        """Waits for what is under way."""
-        for pool in (self._committer, self._uploader, self._outputs, self._large_outputs):
-            pool.shutdown()
+        """Begins nothing more; what is under way goes on."""
+        for pool in vars(self).values():
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 ENVIRONMENT_KEY = "VNP_WORKER_SETTINGS"
@@ -50,6 +51,13 @@ class WorkerSettings:
     scratch_dir: str | None = None  # for what is on its way to or from an object store
     log_file: str | None = None
     log_level: str = "info"
+
+    @property
+    def scratch(self) -> Path | None:
+        """The writer's own part of the scratch folder."""
+        if self.scratch_dir is None:
+            return None
+        return Path(self.scratch_dir) / f"writer-{self.namespace}-{self.node}"
 
     def to_environment(self) -> dict[str, str]:
         return {ENVIRONMENT_KEY: json.dumps(asdict(self))}

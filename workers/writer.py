@@ -18,7 +18,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,17 +29,18 @@ from broker.lease import LeaseKeeper
 from broker.queue import Broker, Entry
 from broker.role import RoleLease
 from ops.durable import FileLock, describe_os_error
-from ops.errors import FencedError, UnavailableError, VnpError
+from ops.errors import FencedError, InternalError, UnavailableError, VnpError
 from ops.fasta import Piece
-from ops.jobs import JobStore, Outcome
+from ops.jobs import FAILED, JobStore, Outcome
 from ops.manifest import ShardLine
-from ops.nouns import Account, Batch, BatchResult, JobFailure, ShardTask, Status
+from ops.nouns import Account, Batch, BatchResult, JobFailure, ShardTask
 from ops.output import Output
-from ops.runfile import exit_code
 from ops.tables import Counts
+from workers.leaving import Leaving
 from workers.logs import get_log
 from workers.loop import main, read_entry
 from workers.open_job import OpenJob
+from workers.outcomes import RETRY_S, Outcomes, outcome_of
 from workers.pools import Pools
 from workers.settings import WorkerSettings
 
@@ -53,14 +54,10 @@ STAND_BY_PAUSE_S = 0.1
 ADOPT_EVERY_S = 0.1
 #: Output folders held open at once, each with two files and the shards being gathered.
 MAX_OPEN_JOBS = 64
-#: After something that the file system did not take (a full disk, say) and before the next try.
-RETRY_S = 2.0
 #: Jobs whose tables are written ahead, with up to 70 files and 17 MB each (--compat sorts).
 AHEAD_JOBS = 8
 #: What a stop waits for commits that are under way or due; the rest is computed again.
 CLOSE_LIMIT_S = 6.0
-#: Terminal states.
-FINISHED, FAILED = "finished", "failed"
 
 
 class Writer:
@@ -71,11 +68,14 @@ class Writer:
         self.settings = settings
         self.lock = FileLock(Path(settings.state_dir) / "writer.lock")
         self.store = JobStore(Path(settings.shared_dir))
-        self.scratch = _own_scratch(settings)
+        if settings.scratch is not None:  # what one that was killed has left
+            shutil.rmtree(settings.scratch, ignore_errors=True)
         self.jobs: dict[str, OpenJob] = {}
         self.priorities: dict[str, int] = {}
         self.next_adoption = 0.0
         self.pools = Pools()
+        self.leaving = Leaving()
+        self.outcomes = Outcomes(self.store)
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.lease = LeaseKeeper(self.broker, RESULTS, settings.lease_s)
         self.role = RoleLease(self.broker, "writer", settings.lease_s, self.store.is_there)
@@ -85,6 +85,8 @@ class Writer:
         if not self.role.held():
             self._stand_by()
             return
+        self.leaving.see_off()
+        self.outcomes.say_again()
         self._follow_job_files()
         block_ms = BUSY_BLOCK_MS if any(held.futures for held in self.jobs.values()) else BLOCK_MS
         for entry in self.broker.take(RESULTS, TAKE_COUNT, block_ms):
@@ -100,6 +102,8 @@ class Writer:
                 "writer.stands_by", message="another node writes from here on, or none can"
             )
             self._give_back([self._close(job) for job in list(self.jobs)])
+        self.outcomes.unsaid.clear()  # who has the role finds them out
+        self.leaving.see_off()
         time.sleep(STAND_BY_PAUSE_S)
 
     def _give_back(self, lost: list[OpenJob]) -> None:
@@ -117,7 +121,7 @@ class Writer:
         if time.monotonic() < self.next_adoption:
             return
         self.next_adoption = time.monotonic() + ADOPT_EVERY_S
-        running = self.store.running()
+        running = [job for job in self.store.running() if job not in self.outcomes.unsaid]
         for job in [job for job in self.jobs if job not in running]:
             self._let_go(job)
         for job in self.priorities.keys() - set(running):
@@ -151,22 +155,16 @@ class Writer:
             self._acknowledge(shard.entries)
 
     def _close(self, job: str) -> OpenJob:
-        """Waits for other threads' work: the folder may be somebody else's afterwards."""
+        """Gives the folder back as soon as other threads' work there has ended."""
         held = self.jobs.pop(job)
-        held.closing = True
-        running = [future for future in held.futures if not future.cancel()]
-        wait(running)
-        if held.opening in running and held.opening.exception() is None:
-            held.output = held.opening.result()
-        if held.output is not None:
-            held.output.close()
+        self.leaving.add(held)
         return held
 
     def _fail(self, job: str, error: VnpError) -> None:
         self._end(job, Outcome(FAILED, error.exit_code, str(error)))
 
     def _end(self, job: str, outcome: Outcome) -> None:
-        self.store.set_outcome(job, outcome)
+        self.outcomes.say(job, outcome)
         event = self.log.info if outcome.exit_code == 0 else self.log.error
         event(f"job.{outcome.state}", message=outcome.message, **{"job.id": job})
         if job in self.jobs:
@@ -178,7 +176,9 @@ class Writer:
         if isinstance(error, OSError):
             error = describe_os_error(error, held.spec.out)
         if not isinstance(error, VnpError):
-            raise error
+            message = f"{type(error).__name__}: {error}"
+            self.log.error("job.error", message=message, exc_info=error, **{"job.id": job})
+            error = InternalError(f"the writer could not go on with this job ({message})")
         if isinstance(error, FencedError):
             self._lose(job, error)
         elif error.may_pass and self.store.opened(job) is not None:
@@ -187,18 +187,23 @@ class Writer:
             self._fail(job, error)
 
     def _wait(self, job: str, held: OpenJob, reason: str) -> None:
-        held.retry_at = time.monotonic() + RETRY_S
+        """A try that took long is not repeated at once: what it needs, others need too."""
+        now = time.monotonic()
+        held.retry_at = now + max(RETRY_S, now - held.tried_at if held.tried_at else 0.0)
+        held.tried_at = 0.0
         if reason != held.waits_for:
             held.waits_for = reason
             self.log.error("job.waiting", message=reason, **{"job.id": job})
-            self.store.set_open(job, held.output.epoch if held.output else 0, reason)
+            with suppress(OSError):  # the job files may lie on the same disk
+                self.store.set_open(job, held.output.epoch if held.output else 0, reason)
 
     def _go_on(self, job: str, held: OpenJob) -> None:
         """The file system has taken what it was given."""
         if held.waits_for and held.output is not None:
             held.waits_for = ""
             self.log.info("job.goes_on", message="the disk takes it again", **{"job.id": job})
-            self.store.set_open(job, held.output.epoch)
+            with suppress(OSError):
+                self.store.set_open(job, held.output.epoch)
 
     def _lose(self, job: str, error: FencedError) -> None:
         """Somebody else has the folder: nothing of ours counts, and nothing is ours to end or to
@@ -221,27 +226,29 @@ class Writer:
                 if not held.is_complete:
                     self._advance_commits(job, held)
                 elif held.ahead is None:
-                    self._advance_finish(job, held)
-        except UnavailableError:  # Redis; what was not acknowledged comes again
+                    self._advance_finish(job, held, held.output)
+        except (UnavailableError, MemoryError):  # Redis, or the machine; all of it comes again
             raise
-        except (OSError, VnpError) as error:
+        except Exception as error:  # of this job alone: the others go on
             self._wait_or_fail(job, error)
 
     def _advance_opening(self, job: str, held: OpenJob) -> None:
-        if held.opening is None and held.retry_at <= time.monotonic():
-            held.opening = self._pool_of(job).submit(self._open, job, held)
-        elif held.opening is not None and held.opening.done():
-            opening, held.opening = held.opening, None
-            held.output = opening.result()
-            self._begin(job, held, held.output)
-
-    def _pool_of(self, job: str) -> ThreadPoolExecutor:
-        return self.pools.of_output(self.store.plan(job).shards)
+        if held.opening is None:
+            if held.retry_at <= time.monotonic() and not self.leaving.holds(held.spec.out):
+                pool = self.pools.of_opening(held, self.store.plan(job).shards)
+                held.tried_at = time.monotonic()
+                held.opening = pool.submit(self._open, job, held)
+        elif held.opening.done() and held.retry_at <= time.monotonic():
+            if (error := held.opening.exception()) is not None:
+                held.opening = None
+                raise error
+            self._begin(job, held, held.opening.result())
+            held.output, held.opening = held.opening.result(), None
 
     def _open(self, job: str, held: OpenJob) -> Output:
         """In the thread of outputs."""
         again = self.store.opened(job) is not None
-        return held.open(self.store.plan(job), again, self.settings.node, self.scratch)
+        return held.open(self.store.plan(job), again, self.settings.node, self.settings.scratch)
 
     def _begin(self, job: str, held: OpenJob, output: Output) -> None:
         self.store.set_open(job, output.epoch)
@@ -270,8 +277,8 @@ class Writer:
         if held is None or (held.output and message.shard in held.output.committed):
             self.broker.acknowledge(RESULTS, [entry.id])
         elif isinstance(message, JobFailure):
-            self.broker.acknowledge(RESULTS, [entry.id])
             self._end(message.job, Outcome(FAILED, 70, message.reason))
+            self.broker.acknowledge(RESULTS, [entry.id])
         else:
             self._add(held, entry, message)
 
@@ -289,7 +296,7 @@ class Writer:
         for number, shard in list(held.shards.items()):
             if shard.commit is None:
                 if shard.gather.complete and held.retry_at <= time.monotonic():
-                    pool = self.pools.of_commits(held.spec.out)
+                    pool = self.pools.of_commits(held)
                     shard.commit = pool.submit(held.output.commit, shard.gather)
             elif shard.commit.done():
                 commit, shard.commit = shard.commit, None
@@ -300,7 +307,7 @@ class Writer:
         if held.ahead is None:
             others = sum(other.has_tables for other in self.jobs.values() if other is not held)
             if output.can_write_ahead and others < AHEAD_JOBS:
-                pool = self.pools.of_output(output.num_shards)
+                pool = self.pools.of_tables(held, output.num_shards)
                 held.ahead = pool.submit(output.write_ahead, self._reader_of(held), held.check)
         elif held.ahead.done():
             ahead, held.ahead = held.ahead, None
@@ -330,23 +337,24 @@ class Writer:
 
     # -- the end of a job ------------------------------------------------------------------------
 
-    def _advance_finish(self, job: str, held: OpenJob) -> None:
+    def _advance_finish(self, job: str, held: OpenJob, output: Output) -> None:
         if held.finishing is None and held.retry_at <= time.monotonic():
             facts = {
                 "gpus": self._devices(),
                 "preemptions_survived": self.store.preemptions(job),
             }
-            ahead = held.output.shards_ahead if held.output else 0
             self.log.info(
                 "job.finishing",
-                message=f"tables are written; {ahead} shards are in them already",
-                shards_ahead=ahead,
+                message=f"tables are written; {output.shards_ahead} shards are in them already",
+                shards_ahead=output.shards_ahead,
                 **{"job.id": job},
             )
-            held.finishing = self._pool_of(job).submit(self._finish, held, facts)
+            held.tried_at = time.monotonic()
+            pool = self.pools.of_tables(held, output.num_shards)
+            held.finishing = pool.submit(self._finish, held, facts)
         elif held.finishing is not None and held.finishing.done():
             finishing, held.finishing = held.finishing, None
-            self._end(job, self._outcome(finishing.result()))
+            self._end(job, outcome_of(finishing.result()))
 
     def _finish(self, held: OpenJob, facts: dict[str, Any]) -> Counts:
         """In the thread of outputs."""
@@ -355,14 +363,6 @@ class Writer:
 
     def _reader_of(self, held: OpenJob) -> Callable[[], Iterator[Piece]]:
         return partial(held.read_input, self.settings.input_roots)
-
-    def _outcome(self, counts: Counts) -> Outcome:
-        message = f"{counts.records} records, {counts.viruses} called virus"
-        code = exit_code(vars(counts))
-        if code:
-            failed = counts.statuses[Status.FAILED.label]
-            message += f"; {failed} failed, see their note in sequences.tsv"
-        return Outcome(FINISHED, code, message)
 
     def _devices(self) -> list[str]:
         """What the gpu workers say that they run on."""
@@ -376,18 +376,10 @@ class Writer:
         for job in list(self.jobs):
             self._close(job)
         self.pools.shutdown()
+        self.leaving.wait(CLOSE_LIMIT_S)
         self.role.give_up()
         self.broker.close()
         self.lock.release()
-
-
-def _own_scratch(settings: WorkerSettings) -> Path | None:
-    """This writer's own part of the scratch folder, without what one that was killed has left."""
-    if settings.scratch_dir is None:
-        return None
-    scratch = Path(settings.scratch_dir) / f"writer-{settings.namespace}-{settings.node}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    return scratch
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import hashlib
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,6 +93,31 @@ def test_killed_writer_and_a_store_that_is_away(
     assert asked == []
     # And nothing is left of what was on its way
     assert files_in(service.state / "scratch") == []
+
+
+def test_store_that_hangs_holds_nobody_else_up(
+    service: Service, store: Proxy, fasta: Path, out: str
+) -> None:
+    # Given jobs in progress, whose store keeps every request without a reply
+    jobs = [service.submit(fasta, f"{out}-{number}") for number in range(6)]
+    until(lambda: all(shards_done(f"{out}-{number}") for number in range(6)), "shards of all")
+    answers = threading.Event()
+
+    def keep(method: str, path: str) -> str:
+        answers.wait(240)
+        return PASSED
+
+    store.fate = keep
+    time.sleep(3)
+    # When one is cancelled, and another job goes to a folder
+    assert service.vnp("cancel", jobs[0]).returncode == 0
+    local = service.submit(fasta, service.folder / "here")
+    service.wait(local, limit_s=60)
+    # Then neither has waited for the store, and the writer has kept its role
+    assert "writer.stands_by" not in (service.state / "vnp.log").read_text()
+    answers.set()
+    for job in jobs[1:]:
+        service.wait(job)
 
 
 def test_writer_removes_what_a_killed_one_has_left_and_nothing_else(tmp_path: Path) -> None:
