@@ -193,6 +193,28 @@ class SharedState:
         holder: Any = self._commands.get(self.keys.role(role))
         return holder.decode() if holder is not None else None
 
+    # -- what a service claims for its node -------------------------------------------------------
+
+    @translated
+    def claim(self, key: str, holder: str, lease_ms: int) -> bool:
+        """Claims a key, or renews the claim; False while another holder's lives.
+
+        A holder is known by what stands before the first space.
+        """
+        return bool(self._scripts.run("take_role", [key], [holder, lease_ms]))
+
+    @translated
+    def claimed(self, key: str) -> tuple[str, int]:
+        """Who has a claim, and its ms left; "" and less than 0 when nobody has."""
+        left_ms: Any = self._commands.pttl(key)
+        holder: Any = self._commands.get(key)
+        return (holder.decode() if holder is not None else ""), left_ms
+
+    @translated
+    def give_up_claim(self, key: str, holder: str) -> None:
+        """Does nothing when somebody else has it."""
+        self._scripts.run("give_up_role", [key], [holder])
+
     # -- what a display wants ----------------------------------------------------------------------
 
     @translated

@@ -19,6 +19,7 @@ from broker.state import SharedState
 from daemon.client import service_words
 from daemon.config import Config
 from daemon.health import LATEST_TICK_S, HealthServer, Metrics
+from daemon.membership import claims_of
 from daemon.notify import Notifier
 from daemon.observer import Observer
 from daemon.preemption import Watcher
@@ -72,6 +73,7 @@ class Service:
             config.role_counts, settings.to_environment(), config.devices, config.stuck_limits
         )
         self.supervisor = Supervisor(children, server)
+        self.claims = None if server else claims_of(config, self.redis_url)
         self.stop_limit_s = config.stop_limit_s
         self.ready = False
         self.ticked_at = time.monotonic()
@@ -81,9 +83,12 @@ class Service:
         try:
             if self.supervisor.server is not None:
                 self.supervisor.server.start()
-            else:
+            if self.claims is not None:
                 require_redis(self.redis_url)
+                self.claims.enter(_tell_wait)
         except BaseException:
+            if self.claims is not None:
+                self.claims.close()
             self._unlock()
             raise
         self._publish()
@@ -96,8 +101,9 @@ class Service:
         trace: TracebackType | None,
     ) -> None:
         self.supervisor.stop(self.stop_limit_s)
-        if self.supervisor.server is None:
+        if self.claims is not None:
             self._give_back()
+            self.claims.close()
         for path in self.words:
             path.unlink(missing_ok=True)
         self._unlock()
@@ -118,6 +124,8 @@ class Service:
 
     def tick(self) -> None:
         """Tends the children; publishes readiness when it comes and when it goes."""
+        if self.claims is not None:
+            self.claims.require()
         self.supervisor.tick()
         self.ticked_at = time.monotonic()
         changed = self.supervisor.ready != self.ready
@@ -207,6 +215,10 @@ def _lock_roles(config: Config) -> list[FileLock]:
             lock.release()
         raise
     return locks
+
+
+def _tell_wait(line: str) -> None:
+    get_log("supervisor").info("service.waits", message=line)
 
 
 def make_state_dir(path: Path) -> None:
