@@ -66,7 +66,7 @@ def _patterns(role: str, keys: Keys) -> set[str]:
     streams = {keys.stream(name) for name in STREAMS}
     books = {keys.open, keys.incarnation, keys.activity, keys.workers}
     books |= {keys.node("*"), keys.models}
-    leases = {keys.role(role)} if role in ONCE else set()
+    leases = {keys.role(role), keys.share} if role in ONCE else set()
     return streams | books | leases | {keys.dropped("*"), keys.progress("*")}
 
 

@@ -13,6 +13,7 @@ several of them on a cluster too.
 | {ns}:role:ROLE         | string | consumer that fills a role which must be filled once         |
 | {ns}:node:NAME         | string | "WHO HOST": which installation has a node's name              |
 | {ns}:models            | string | "DIGEST WORDS": what all nodes compute with                  |
+| {ns}:share             | string | mark of the folder of jobs that the nodes share              |
 | {ns}:dropped:JOB       | string | exists: what is left of the job is not worth doing           |
 | {ns}:progress:JOB      | hash   | counters for the display, nothing rests on them              |
 
@@ -82,6 +83,10 @@ class Keys:
     @property
     def models(self) -> str:
         return self._key("models")
+
+    @property
+    def share(self) -> str:
+        return self._key("share")
 
     def dropped(self, job: str) -> str:
         return self._key("dropped", job)

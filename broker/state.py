@@ -188,6 +188,16 @@ class SharedState:
         self._scripts.run("give_up_role", [self.keys.role(role)], [self.consumer])
 
     @translated
+    def share(self, mark: str) -> str:
+        """The mark of the folder that the nodes share: the one that was told first, or that was
+        there when Redis had lost its memory. Empty: nobody has told one, nor is `mark` one."""
+        known: Any = self._commands.get(self.keys.share)
+        if known is None and mark:
+            self._commands.set(self.keys.share, mark, nx=True)
+            known = self._commands.get(self.keys.share)
+        return known.decode() if known is not None else ""
+
+    @translated
     def role_holder(self, role: str) -> str | None:
         """The consumer that fills a role now."""
         holder: Any = self._commands.get(self.keys.role(role))

@@ -33,6 +33,7 @@ CALLS: dict[str, Callable[[Broker], object]] = {
     "last_activity": lambda b: b.last_activity(),
     "take_role": lambda b: b.take_role("planner", 1_000),
     "give_up_role": lambda b: b.give_up_role("planner"),
+    "share": lambda b: b.share("mark"),
     "role_holder": lambda b: b.role_holder("planner"),
     "claim": lambda b: b.claim(Keys("vnp").models, "digest words", 1_000),
     "claimed": lambda b: b.claimed(Keys("vnp").models),

@@ -1,4 +1,5 @@
-"""Nodes that must not work together, each a real vnpd on one Redis: equal names, other models."""
+"""Nodes that must not work together, each a real vnpd on one Redis: equal names, other models,
+another shared folder."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,3 +109,52 @@ def test_node_with_other_models_is_refused(make_node: MakeNode) -> None:
     assert "namespace" in line
     # And one that has the same joins in
     make_node("c", node="c").start()
+
+
+def test_node_whose_share_is_not_mounted_is_refused(make_node: MakeNode, tmp_path: Path) -> None:
+    # Given nodes with a shared folder, and one where nothing is mounted in its place
+    shared = tmp_path / "shared"
+    first = make_node("a", node="a", roles="writer", shared_dir=shared)
+    first.start()
+    away = make_node("b", node="b", roles="planner", shared_dir=tmp_path / "mount")
+    # When it starts
+    line = away.refused()
+    # Then it says so, and what to do, and has made no folder in place of the one that is away
+    assert f"{tmp_path / 'mount'} is not the folder" in line
+    assert "mount it" in line
+    assert "{vnp}:share" in line
+    assert not (tmp_path / "mount").exists()
+    # And once it is mounted it starts
+    (tmp_path / "mount").symlink_to(shared)
+    away.start()
+
+
+def test_node_without_the_others_share_is_refused(make_node: MakeNode, tmp_path: Path) -> None:
+    # Given a node with a shared folder; When one comes that keeps its jobs to itself
+    make_node("a", node="a", roles="writer", shared_dir=tmp_path / "shared").start()
+    line = make_node("b", node="b", roles="planner").refused()
+    # Then it is refused, for its clients would wait for ever
+    assert "shared_dir" in line
+    # And one that neither plans nor writes needs no such folder
+    make_node("c", node="c", roles="packer", shared_dir=tmp_path / "none").start()
+    assert not (tmp_path / "none").exists()
+
+
+def test_share_is_known_again_after_redis_has_lost_everything(
+    make_node: MakeNode, tmp_path: Path, fresh_server: PrivateServer, raw: Any
+) -> None:
+    # Given a node that runs, and a Redis that has lost its memory
+    node = make_node("a", node="a", roles="writer", shared_dir=tmp_path / "shared", lease_s=1)
+    node.start()
+    known = raw(fresh_server).get("{vnp}:share")
+    raw(fresh_server).flushall()
+    # Then it is told again, and not by way of a new mark
+    until(lambda: raw(fresh_server).get("{vnp}:share") == known, "the mark to be back", 60)
+    # And a new folder on purpose is a matter of one key
+    assert node.stop() == 0
+    shared = tmp_path / "new"
+    fresh = make_node("b", node="b", roles="writer", shared_dir=shared)
+    assert "is not the folder" in fresh.refused()
+    raw(fresh_server).delete("{vnp}:share")
+    fresh.start()
+    assert raw(fresh_server).get("{vnp}:share") != known
