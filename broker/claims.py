@@ -56,7 +56,7 @@ class Claims:
         """
         for claim in self._claims:
             if not self._take(claim):
-                tell(f"waits for an older claim to end, or to be renewed: {claim.key}")
+                tell(f"waits, a lease at most, to see whether somebody else renews {claim.key}")
                 self._wait_for(claim)
         self._thread.start()
 

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from broker.server import PrivateServer
+from daemon import membership
+from daemon.config import load
+from ops.errors import ConfigError
 from tests.crash.harness import Service, until
 
 EX_CONFIG = 78
@@ -98,6 +101,29 @@ def test_units_of_one_state_folder_are_one_node(make_node: MakeNode) -> None:
     second.process.send_signal(signal.SIGTERM)
     assert second.process.wait(60) == 0
     second.start()
+
+
+def test_cloned_state_folder_on_another_machine_is_another_node(
+    tmp_path: Path, fresh_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a machine whose node is at work, and one that was cloned from it, state folder and all
+    folders, machines = [tmp_path / "a", tmp_path / "b"], [tmp_path / "id-a", tmp_path / "id-b"]
+    for folder, machine in zip(folders, machines, strict=True):
+        folder.mkdir()
+        (folder / "node.id").write_text("0123456789abcdef\n")
+        machine.write_text(f"{machine.name}\n")
+    claims = []
+    for folder, machine in zip(folders, machines, strict=True):
+        monkeypatch.setattr(membership, "MACHINE_ID", machine)
+        config = load({"state_dir": folder, "node": "same", "lease_s": 1.0})
+        claims.append(membership.claims_of(config, fresh_server.url))
+    first, second = claims
+    first.enter()
+    # When the clone starts; Then it is refused
+    with pytest.raises(ConfigError, match="set `node` to another name"):
+        second.enter()
+    first.close()
+    second.close()
 
 
 def test_node_with_other_models_is_refused(make_node: MakeNode) -> None:
