@@ -27,7 +27,19 @@ ONCE = ("planner", "writer")
 #: Of every process that works: groups, leases, hand-offs, and looking at the queue.
 _GROUPS = ("xgroup|create", "xgroup|delconsumer", "xinfo|groups", "xinfo|consumers", "xlen")
 _TAKE = ("xreadgroup", "xack", "xdel", "xclaim", "xpending")
-_BOOKS = ("get", "set", "del", "exists", "incr", "hget", "hset", "hdel", "hgetall", "hincrby")
+_BOOKS = (
+    "get",
+    "set",
+    "del",
+    "pttl",
+    "exists",
+    "incr",
+    "hget",
+    "hset",
+    "hdel",
+    "hgetall",
+    "hincrby",
+)
 _SCRIPTS = ("eval", "evalsha", "script|load")
 #: Not CLIENT SETINFO, which clients send and do without: Redis 7.0 does not know it, and refuses a
 #: rule that names it, and with it the whole aclfile.
@@ -53,7 +65,8 @@ def _patterns(role: str, keys: Keys) -> set[str]:
         return {keys.stream(TASKS), keys.stream(BATCHES)}
     streams = {keys.stream(name) for name in STREAMS}
     books = {keys.open, keys.incarnation, keys.activity, keys.workers}
-    leases = {keys.role(role)} if role in ONCE else set()
+    books |= {keys.node("*"), keys.models}
+    leases = {keys.role(role), keys.share} if role in ONCE else set()
     return streams | books | leases | {keys.dropped("*"), keys.progress("*")}
 
 

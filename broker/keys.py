@@ -11,6 +11,9 @@ several of them on a cluster too.
 | {ns}:activity          | string | counter of acknowledgements: somebody is getting on          |
 | {ns}:workers           | hash   | consumer -> "SECONDS JSON": when it said what of itself      |
 | {ns}:role:ROLE         | string | consumer that fills a role which must be filled once         |
+| {ns}:node:NAME         | string | "WHO HOST": which installation has a node's name              |
+| {ns}:models            | string | "DIGEST WORDS": what all nodes compute with                  |
+| {ns}:share             | string | mark of the folder of jobs that the nodes share              |
 | {ns}:dropped:JOB       | string | exists: what is left of the job is not worth doing           |
 | {ns}:progress:JOB      | hash   | counters for the display, nothing rests on them              |
 
@@ -73,6 +76,17 @@ class Keys:
 
     def role(self, role: str) -> str:
         return self._key("role", role)
+
+    def node(self, name: str) -> str:
+        return self._key("node", name)
+
+    @property
+    def models(self) -> str:
+        return self._key("models")
+
+    @property
+    def share(self) -> str:
+        return self._key("share")
 
     def dropped(self, job: str) -> str:
         return self._key("dropped", job)

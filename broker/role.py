@@ -22,7 +22,9 @@ STAND_BY_S = 0.5
 class RoleLease:
     """One process' claim to a role. The holder's successor of the same name has it at once.
 
-    is_able: False while this process could do nothing with the role, and others had better have it.
+    share: the mark of the folder that this process works with, empty without one; None while it is
+    away. A process whose folder is away, or not the one that Redis knows, does not have the role.
+    tell: is called when the folder turns out to be another one.
     """
 
     def __init__(
@@ -30,10 +32,14 @@ class RoleLease:
         broker: Broker,
         role: str,
         lease_s: float,
-        is_able: Callable[[], bool] = lambda: True,
+        share: Callable[[], str | None] = lambda: "",
+        tell: Callable[[], None] = lambda: None,
     ) -> None:
         self.role = role
-        self._is_able = is_able
+        self._share = share
+        self._tell = tell
+        self._has_told = False
+        self._mark = ""  # of the folder when the role was asked for
         self._broker = broker
         self._lease_s = lease_s
         self._valid_until = 0.0
@@ -46,7 +52,8 @@ class RoleLease:
         Then this says so before it asks again, which may take its time: others wait for what we
         have to give back.
         """
-        if not self._is_able():
+        mark = self._share()
+        if mark is None or (self._valid_until and mark != self._mark):
             if self._valid_until:
                 self.give_up()
             return False
@@ -55,18 +62,30 @@ class RoleLease:
             self._valid_until = 0.0
             return False
         if now >= self._ask_at:
-            self._ask()
+            self._ask(mark)
         return time.monotonic() < self._valid_until
 
-    def _ask(self) -> None:
+    def _ask(self, mark: str) -> None:
         asked = time.monotonic()
+        self._mark = mark
         try:
-            ours = self._broker.take_role(self.role, int(self._lease_s * 1_000))
+            is_same = self._broker.share(mark) == mark
+            ours = is_same and self._broker.take_role(self.role, int(self._lease_s * 1_000))
         except UnavailableError:
             self._ask_at = time.monotonic() + STAND_BY_S
             return
+        if not is_same:
+            self._leave()
+        self._has_told = not is_same
         self._valid_until = asked + self._lease_s if ours else 0.0
         self._ask_at = asked + (self._lease_s / 3 if ours else STAND_BY_S)
+
+    def _leave(self) -> None:
+        """Ours is not the folder that the others share."""
+        if self._valid_until:
+            self.give_up()
+        if not self._has_told:
+            self._tell()
 
     def give_up(self) -> None:
         """Lets somebody else have the role at once."""

@@ -188,10 +188,42 @@ class SharedState:
         self._scripts.run("give_up_role", [self.keys.role(role)], [self.consumer])
 
     @translated
+    def share(self, mark: str) -> str:
+        """The mark of the folder that the nodes share: the one that was told first, or that was
+        there when Redis had lost its memory. Empty: nobody has told one, nor is `mark` one."""
+        known: Any = self._commands.get(self.keys.share)
+        if known is None and mark:
+            self._commands.set(self.keys.share, mark, nx=True)
+            known = self._commands.get(self.keys.share)
+        return known.decode() if known is not None else ""
+
+    @translated
     def role_holder(self, role: str) -> str | None:
         """The consumer that fills a role now."""
         holder: Any = self._commands.get(self.keys.role(role))
         return holder.decode() if holder is not None else None
+
+    # -- what a service claims for its node -------------------------------------------------------
+
+    @translated
+    def claim(self, key: str, holder: str, lease_ms: int) -> bool:
+        """Claims a key, or renews the claim; False while another holder's lives.
+
+        A holder is known by what stands before the first space.
+        """
+        return bool(self._scripts.run("take_role", [key], [holder, lease_ms]))
+
+    @translated
+    def claimed(self, key: str) -> tuple[str, int]:
+        """Who has a claim, and its ms left; "" and less than 0 when nobody has."""
+        left_ms: Any = self._commands.pttl(key)
+        holder: Any = self._commands.get(key)
+        return (holder.decode() if holder is not None else ""), left_ms
+
+    @translated
+    def give_up_claim(self, key: str, holder: str) -> None:
+        """Does nothing when somebody else has it."""
+        self._scripts.run("give_up_role", [key], [holder])
 
     # -- what a display wants ----------------------------------------------------------------------
 

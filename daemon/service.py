@@ -12,12 +12,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from broker.acl import ONCE
+from broker.claims import Claims
 from broker.client import require_redis, without_password
 from broker.queue import Broker
 from broker.server import PrivateServer
 from broker.state import SharedState
 from daemon.config import Config
 from daemon.health import LATEST_TICK_S, HealthServer, Metrics
+from daemon.membership import claims_of, require_share
 from daemon.notify import Notifier
 from daemon.observer import Observer
 from daemon.preemption import Watcher
@@ -62,7 +65,6 @@ class Service:
         self.state = Path(config.state_dir)
         config.cards  # noqa: B018 - a missing model is told before anything starts
         make_state_dir(self.state)
-        make_state_dir(JobStore(config.jobs_dir).folder)  # the roles wait for it
         self.words = _words(config)
         self.locks = _lock_roles(config)
         server = None if config.redis_url else PrivateServer(self.state.absolute() / "redis")
@@ -72,6 +74,7 @@ class Service:
             config.role_counts, settings.to_environment(), config.devices, config.stuck_limits
         )
         self.supervisor = Supervisor(children, server)
+        self.claims = None if server else claims_of(config, self.redis_url)
         self.stop_limit_s = config.stop_limit_s
         self.ready = False
         self.ticked_at = time.monotonic()
@@ -79,20 +82,43 @@ class Service:
 
     def __enter__(self) -> Service:
         try:
+            if self.claims is not None:
+                self._join(self.claims)
+            self._make_folders()
             if self.supervisor.server is not None:
                 self.supervisor.server.start()
-            else:
-                require_redis(self.redis_url)
         except BaseException:
+            if self.claims is not None:
+                self.claims.close()
             self._unlock()
             raise
         self._publish()
         return self
 
+    def _join(self, claims: Claims) -> None:
+        """Works beside others from here on, or raises ConfigError."""
+        require_redis(self.redis_url)
+        claims.enter(_tell_wait)
+        if self.has_jobs:
+            require_share(self.config, self.redis_url)
+
+    def _make_folders(self) -> None:
+        """After it is known that we may: in place of a folder that is away there must be none."""
+        if self.has_jobs:
+            make_state_dir(JobStore(self.config.jobs_dir).folder)  # the roles wait for it
+        for path in self.words:
+            make_state_dir(path.parent)
+
+    @property
+    def has_jobs(self) -> bool:
+        """True when a process of ours needs the folder of jobs."""
+        return bool(self.config.role_counts.keys() & set(ONCE))
+
     def __exit__(self, *_: object) -> None:
         self.supervisor.stop(self.stop_limit_s)
-        if self.supervisor.server is None:
+        if self.claims is not None:
             self._give_back()
+            self.claims.close()
         for path in self.words:
             path.unlink(missing_ok=True)
         self._unlock()
@@ -113,6 +139,8 @@ class Service:
 
     def tick(self) -> None:
         """Tends the children; publishes readiness when it comes and when it goes."""
+        if self.claims is not None:
+            self.claims.require()
         self.supervisor.tick()
         self.ticked_at = time.monotonic()
         changed = self.supervisor.ready != self.ready
@@ -186,7 +214,6 @@ def _words(config: Config) -> list[Path]:
     words = [config.state_dir / "service.json"]
     if config.shared_dir is not None:
         words.append(service_words(config.shared_dir) / f"{config.node}.json")
-        make_state_dir(words[-1].parent)
     return words
 
 
@@ -202,6 +229,10 @@ def _lock_roles(config: Config) -> list[FileLock]:
             lock.release()
         raise
     return locks
+
+
+def _tell_wait(line: str) -> None:
+    get_log("supervisor").info("service.waits", message=line)
 
 
 def make_state_dir(path: Path) -> None:

@@ -156,14 +156,6 @@ class JobStore:
     def __init__(self, state_dir: Path) -> None:
         self.folder = Path(state_dir) / "jobs"
 
-    def is_there(self) -> bool:
-        """False while the folder is away: a share that is not mounted, or does not answer."""
-        try:
-            self.folder.stat()
-        except OSError:
-            return False
-        return True
-
     # -- what was asked --------------------------------------------------------------------------
 
     def create(self, spec: JobSpec) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from broker.codec import encode
 from broker.queue import Broker
-from broker.role import RoleLease
 from ops.durable import FileLock
 from ops.errors import FullError, IdentityError, UnavailableError, VnpError
 from ops.identity import Identity
@@ -24,6 +23,7 @@ from workers.job_plan import SLICE_S, JobPlan, worst_case_bytes
 from workers.logs import get_log
 from workers.loop import main
 from workers.settings import WorkerSettings
+from workers.share import role_of
 
 PAUSE_S = 0.05
 #: Between two looks at the job files, each a request to a file server perhaps, while there are no
@@ -56,9 +56,7 @@ class Planner:
         self.lock = FileLock(Path(settings.state_dir) / "planner.lock")
         self.store = JobStore(Path(settings.shared_dir))
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
-        self.role = RoleLease(
-            self.broker, "planner", settings.lease_s, lambda: self.look is not None
-        )
+        self.role = role_of(self.broker, "planner", settings)
         self.identity = Identity.from_dict(settings.identity)
         self.jobs: dict[str, JobPlan] = {}
         self.incarnation: str | None = None

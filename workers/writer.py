@@ -27,7 +27,6 @@ from typing import Any
 from broker.keys import RESULTS
 from broker.lease import LeaseKeeper
 from broker.queue import Broker, Entry
-from broker.role import RoleLease
 from ops.durable import FileLock, describe_os_error
 from ops.errors import FencedError, InternalError, UnavailableError, VnpError
 from ops.fasta import Piece
@@ -43,6 +42,7 @@ from workers.open_job import OpenJob
 from workers.outcomes import RETRY_S, Outcomes, outcome_of
 from workers.pools import Pools
 from workers.settings import WorkerSettings
+from workers.share import role_of
 
 #: A result may have 24 MB; what is taken at once is held decoded and encoded for a moment.
 TAKE_COUNT = 8
@@ -78,7 +78,7 @@ class Writer:
         self.outcomes = Outcomes(self.store)
         self.broker = Broker(settings.redis_url, settings.namespace, consumer, settings.lease_s)
         self.lease = LeaseKeeper(self.broker, RESULTS, settings.lease_s)
-        self.role = RoleLease(self.broker, "writer", settings.lease_s, self.store.is_there)
+        self.role = role_of(self.broker, "writer", settings)
 
     def step(self) -> None:
         """Takes planned jobs up, gathers what has arrived, sees to what other threads have done."""

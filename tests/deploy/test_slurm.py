@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from broker.keys import Keys
 from broker.server import PrivateServer
 from tests.crash.harness import until
 from tests.deploy.tools import DEPLOY, FIXTURES, fake, shellcheck, with_programs
@@ -131,6 +134,7 @@ def test_workers_of_a_shared_redis(
     environment: dict[str, str],
     redis_server: PrivateServer,
     namespace: str,
+    raw: Any,
 ) -> None:
     # Given srun, which starts the command with the script's environment, and a Redis
     fake(tmp_path / "bin" / "srun", 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"')
@@ -149,5 +153,7 @@ def test_workers_of_a_shared_redis(
     assert vnpd.poll() is None, log_text()
     # Then its state is on the node's disk; and at SIGTERM it ends in order
     assert [path.name for path in scratch.iterdir()] == ["vnp-7"]
+    # And another job on the same machine is another node
+    assert raw(redis_server).exists(Keys(namespace).node(f"{socket.gethostname()}-7"))
     os.kill(vnpd.pid, signal.SIGTERM)
     assert vnpd.wait(60) == 0, log_text()

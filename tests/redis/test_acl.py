@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 import redis
 
-from broker.acl import ROLES, rules
+from broker.acl import ONCE, ROLES, rules
 from broker.keys import BATCHES, GROUPS, RESULTS, TASKS, Keys
 from broker.queue import Broker
 from broker.server import PrivateServer
@@ -59,6 +59,23 @@ def test_a_shard_goes_through_the_hands_of_all_roles(as_user: Callable[..., Brok
     planner.close_shards([(JOB, 0)])
     planner.drop_job(JOB)
     assert "node:gpu:0" in writer.workers()
+
+
+@pytest.mark.parametrize("role", ROLES[:4])
+def test_every_node_claims_its_name_and_models(
+    as_user: Callable[..., Broker], namespace: str, role: str
+) -> None:
+    broker, keys = as_user(role), Keys(namespace)
+    for key in (keys.node("n-1.example"), keys.models):
+        assert broker.claim(key, "a words", 60_000)
+        assert not broker.claim(key, "b words", 60_000)
+        holder, left_ms = broker.claimed(key)
+        assert (holder, left_ms > 0) == ("a words", True)
+        broker.give_up_claim(key, "a words")
+    # And who plans or writes tells which folder is shared
+    if role in ONCE:
+        assert broker.share("mark") == "mark"
+        assert broker.share("other") == "mark"
 
 
 def test_a_lost_group_is_made_again_by_whoever_takes(

@@ -14,10 +14,13 @@ import pytest
 
 from broker.keys import TASKS
 from broker.queue import Broker
+from broker.role import STAND_BY_S
 from broker.server import PrivateServer
 from ops.jobs import InputFile, JobSpec, Outcome
 from ops.manifest import EpochLine, ManifestWriter, ShardLine, read_manifest
+from ops.marks import make_mark
 from ops.output import Output
+from ops.share import MARK
 from tests.redis.nodes import Nodes, steps
 from tests.unit.output_fixtures import make_spec
 from workers import job_plan
@@ -270,3 +273,33 @@ def test_node_whose_shared_folder_is_away_leaves_the_role_to_others(
     assert broker.role_holder("planner") == "b:planner:0"
     assert not broker.is_cancelled("job1")
     assert broker.outstanding() == SHARDS
+
+
+def test_node_that_sees_another_folder_leaves_the_role_to_others(
+    bench: Bench, make_broker: MakeBroker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given a planner at work on a marked folder, and one that stands by
+    make_mark(bench.folder / "shared" / MARK)
+    first, second = bench.planner("a"), bench.planner("b")
+    bench.begun(first, "job1")
+    steps(first, lambda: len(first.jobs["job1"].open) == SHARDS)
+    # When on the first one's node alone the folder is another one, with a mark of its own or none
+    other = bench.folder / "other"
+    (other / "jobs").mkdir(parents=True)
+    bench.mount("a").unlink()
+    bench.mount("a").symlink_to(other)
+    first.step()
+    time.sleep(STAND_BY_S)
+    first.step()
+    # Then the other one has the role at once, and nothing of the job was given up
+    steps(second, lambda: "job1" in second.jobs and len(second.jobs["job1"].open) == SHARDS)
+    make_mark(other / MARK)
+    time.sleep(STAND_BY_S)
+    first.step()
+    assert first.jobs == {}
+    broker = make_broker()
+    assert broker.role_holder("planner") == "b:planner:0"
+    assert not broker.is_cancelled("job1")
+    assert broker.outstanding() == SHARDS
+    # And it was said once
+    assert "".join(capsys.readouterr()).count("share.differs") == 1
