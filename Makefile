@@ -11,6 +11,7 @@ READY  := $(VENV)/.ready
 N     ?= 200
 SEED  ?= 1
 REDIS ?= 6.2
+TESTERS ?= 2
 LOAD  ?= --small 200 --large 10 --records 20000
 PREFIX ?= /opt/vnp
 DESTDIR ?=
@@ -35,8 +36,8 @@ lint: $(READY)  ## ruff and mypy --strict
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint  ## lint, and every test against a real Redis
-	$(BIN)/pytest
+test: lint  ## lint, and every test against a real Redis; TESTERS=2 files at a time
+	$(BIN)/pytest -n $(TESTERS) --dist loadfile
 
 bench: $(READY)  ## all benchmarks, some minutes; see docs/log.md
 	$(BIN)/python -m tests.bench

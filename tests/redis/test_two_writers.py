@@ -61,6 +61,7 @@ def test_role_that_is_lost_during_the_first_opening(
     assert bench.store.outcome("job1") is None
     # And has it when the first one has let go
     goes_on.set()
-    steps(first, lambda: first.jobs == {})
+    out = str(bench.folder / "job1.out")
+    steps(first, lambda: first.jobs == {} and not first.leaving.holds(out))
     steps(second, lambda: bench.store.state("job1") == RUNNING)
     assert second.jobs["job1"].output is not None

@@ -14,7 +14,7 @@ import pytest
 
 from broker.server import PrivateServer
 from daemon import membership
-from daemon.config import load
+from daemon.config_load import load
 from ops.errors import ConfigError
 from tests.crash.harness import Service, until
 
