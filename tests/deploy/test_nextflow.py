@@ -55,7 +55,7 @@ def run(name: str, folder: Path) -> None:
     (folder / "input" / "a b.fa").symlink_to(FIXTURES / "virus_phiX174.fa")
     command = ["bash", "-ue", "-c", rendered(section(name)[1])]
     done = subprocess.run(
-        command, cwd=folder, env=with_programs(folder), capture_output=True, text=True, timeout=120
+        command, cwd=folder, env=with_programs(folder), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     missing = [path for path in outputs() if not (folder / path).exists()]

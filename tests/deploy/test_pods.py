@@ -72,7 +72,7 @@ def test_a_job_through_the_pods(
     # When a job is submitted in a planner's pod, as by kubectl exec
     out = tmp_path / "shared" / "results"
     submit = [tmp_path / "bin" / "vnp-submit", inputs / "phage.fa", "--out", out, "--wait"]
-    done = subprocess.run(submit, env=pods[0][1], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(submit, env=pods[0][1], capture_output=True, text=True, timeout=300)
     # Then it has been computed
     assert done.returncode == 0, done.stderr + said(pods)
     assert "\tvirus\t" in (out / "sequences.tsv").read_text()

@@ -39,7 +39,7 @@ class Shell:
             env=environment,
             input=given,
             capture_output=True,
-            timeout=120,
+            timeout=300,
         )
         out, error = done.stdout.decode(), done.stderr.decode()
         return subprocess.CompletedProcess(done.args, done.returncode, out, error)

@@ -254,7 +254,7 @@ def vnpd(folder: Path, **settings: object) -> subprocess.CompletedProcess[str]:
     """`vnpd`, which is expected to end by itself."""
     environment = Service(folder, **settings).environment
     return subprocess.run(
-        command("vnpd"), env=environment, capture_output=True, text=True, timeout=60
+        command("vnpd"), env=environment, capture_output=True, text=True, timeout=300
     )
 
 

@@ -257,7 +257,7 @@ def test_stopped_run_says_how_to_go_on(shell: Shell, sig: signal.Signals) -> Non
     until(lambda: shards_done(out) >= 1, "a shard")
     # When it is asked to stop
     process.send_signal(sig)
-    printed, told = process.communicate(timeout=60)
+    printed, told = process.communicate(timeout=300)
     # Then it says how to go on, has called nothing, and its exit code is the signal's
     assert process.returncode == 128 + sig
     assert printed == ""

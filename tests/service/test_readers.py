@@ -133,7 +133,7 @@ def test_r(out: Path, table: str) -> None:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=120,
+        timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
     header, *lines = done.stdout.removesuffix("\n").split("\n")

@@ -58,7 +58,7 @@ def picture(page: Path, folder: Path, width: int, height: int, part: str = "") -
         [chromium, *CHROMIUM, ONE_PROCESS, profile, size, f"--screenshot={taken}", frame.as_uri()],
         env={**os.environ, "HOME": str(folder)},
         capture_output=True,
-        timeout=60,
+        timeout=300,
         check=True,
     )
     with Image.open(taken) as image:

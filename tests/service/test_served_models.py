@@ -75,7 +75,7 @@ def test_standard_input_is_kept_only_as_long_as_the_job(service: Service, fasta:
         input=fasta.read_bytes(),
         env=service.environment,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     job = done.stdout.decode().strip()

@@ -94,7 +94,7 @@ def test_who_stops_waiting_stops_nothing_else(
         until(lambda: len(psutil.Process(process.pid).threads()) > 1, "the thread that tells")
         # When they give up
         process.send_signal(sig)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=300)
     finally:
         service.kill_role("planner", signal.SIGCONT)
     # Then a shell sees 130 or 143 (the signal itself), and the job goes on
