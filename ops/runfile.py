@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ops import __version__
-from ops.errors import CorruptionError
+from ops.errors import CorruptionError, NoInputError
 from ops.files import RUN
 from ops.jobs import JobSpec, Plan, utc_now
 from ops.manifest import EpochLine
@@ -88,6 +88,17 @@ def is_finished(spec: JobSpec) -> bool:
     same = all(run[key] == asked for key, asked in question.items())
     whole = len(manifest.shards) == run["shards"]
     return same and whole and place.sizes(sizes) == sizes
+
+
+def finished_run(place: Place) -> dict[str, Any]:
+    """run.json of a finished job. Raises NoInputError: not finished, which is to say that its
+    tables may be missing though all shards are committed; CorruptionError."""
+    run = read_run(place)
+    if run is None or run.get("state") != "finished":
+        raise NoInputError(
+            f"{place} is not finished; `vnp results --partial {place}` shows what is there"
+        )
+    return run
 
 
 def exit_code(counts: Mapping[str, Any]) -> int:
