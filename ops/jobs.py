@@ -344,7 +344,7 @@ class JobStore:
             return make(json.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptionError(f"{path} is damaged ({error}); remove it") from error
 
 
