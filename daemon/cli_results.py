@@ -29,12 +29,12 @@ def export(
     name: str, form: str, into: Path | None, config_file: Path | None, state_dir: Path | None
 ) -> None:
     """Writes tables and embeddings of a finished job in another format; prints the files."""
-    from daemon.client import find_out
+    from daemon.find import find_results
     from ops.errors import UsageError
     from ops.export import export as write
     from ops.place import is_remote
 
-    out = find_out(load_config(config_file, state_dir=state_dir), name)
+    out = find_results(load_config(config_file, state_dir=state_dir), name)
     if into is None and is_remote(out):
         raise UsageError(f"name a folder for the files of {out} with --into")
     for path in write(out, form, into or Path(out) / "export"):
@@ -98,12 +98,12 @@ def cite(pipeline: str) -> None:
 @config_option
 def report(name: str, config_file: Path | None, state_dir: Path | None) -> None:
     """Writes report.html and vnp_mqc.tsv of a finished job; prints the files."""
-    from daemon.client import find_out
+    from daemon.find import find_results
     from ops.place import place_of
     from ops.report import gather_report
     from ops.report_html import multiqc, render
 
-    out = find_out(load_config(config_file, state_dir=state_dir), name)
+    out = find_results(load_config(config_file, state_dir=state_dir), name)
     gathered = gather_report(out)
     for file, data in (("report.html", render(gathered)), ("vnp_mqc.tsv", multiqc(gathered))):
         place_of(out).write(file, data)

@@ -241,13 +241,3 @@ def wait(config: Config, jobs: Sequence[str]) -> int:
             print(f"vnp: {job} {outcome.state}: {outcome.message}", file=sys.stderr)
         codes.append(outcome.exit_code)
     return max(codes, default=0)
-
-
-def find_out(config: Config, name: str) -> str:
-    """OUT of a job id, or of a folder or URL. Raises NoInputError."""
-    if is_remote(name) or (Path(name) / "manifest.jsonl").is_file():
-        return name.rstrip("/")
-    store = JobStore(config.jobs_dir)
-    if name in store.list():
-        return store.spec(name).out
-    raise NoInputError(f"{name} is neither a job nor an output folder; see `vnp list`")

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from daemon.client import find_out
 from daemon.config import Config
+from daemon.find import find_begun, find_out, find_results
 from daemon.served import find_service
 from daemon.watch import JobView, JobWatch, view_of
 from ops.errors import (
@@ -213,7 +213,7 @@ def _journal_lines(follow: bool, ended: Callable[[], bool]) -> Iterator[str]:
 
 def results(config: Config, name: str, partial: bool) -> None:
     """sequences.tsv of a finished job; partial: the rows of the records that are committed."""
-    out = find_out(config, name)
+    out = (find_begun if partial else find_results)(config, name)
     place, table = place_of(out), "sequences.tsv"
     if partial and place.sizes([table])[table] < 0:
         from ops.partial import write_partial

@@ -12,7 +12,6 @@ from ops.errors import UnavailableError, VnpError
 from ops.jobs import FINISHED, RUNNING, JobStore, Outcome, Plan
 from ops.place import Tail, is_remote, place_of
 
-
 #: State of a job whose files do not tell it.
 UNKNOWN = "unknown"
 

@@ -90,6 +90,17 @@ def is_finished(spec: JobSpec) -> bool:
     return same and whole and place.sizes(sizes) == sizes
 
 
+def is_result_of(run: Mapping[str, Any], spec: JobSpec, plan: Plan | None) -> bool:
+    """True when a run has finished and its tables are those of the job: it was the job's own, or
+    one of the same identity and input."""
+    if run.get("state") != "finished":
+        return False
+    same = run["identity"]["digest"] == spec.identity.digest
+    return run["job"] == spec.id or (
+        same and plan is not None and run["input_digest"] == plan.input_digest
+    )
+
+
 def finished_run(place: Place) -> dict[str, Any]:
     """run.json of a finished job. Raises NoInputError: not finished, which is to say that its
     tables may be missing though all shards are committed; CorruptionError."""

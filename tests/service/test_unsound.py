@@ -10,15 +10,19 @@ from pathlib import Path
 import pytest
 
 from ops.jobs import JobStore, Outcome
+from ops.output import Output
 from tests.service.shell import Shell, refused
 from tests.unit.output_fixtures import (
     IDENTITY,
     JOB,
     PLAN,
     commit,
+    gathered,
+    make_account,
     make_plan,
     make_spec,
     open_job,
+    read_records,
     run_job,
 )
 
@@ -125,25 +129,23 @@ def test_results_of_a_forced_job_that_waits(shell: Shell, store: JobStore) -> No
     assert shell("vnp", "results", "out").stdout == table
 
 
-def test_results_that_another_job_has_replaced(shell: Shell, store: JobStore) -> None:
-    # Given a finished job whose folder a later one has taken, with other models
+@pytest.mark.parametrize("what", ["models", "input"])
+def test_results_that_another_job_has_replaced(shell: Shell, store: JobStore, what: str) -> None:
+    # Given a finished job whose folder a later one has taken, with other models or another input
     out = shell.folder / "out"
     submitted(store, "job1", out, state="finished")
-    run_job(out, JOB, id="job2", identity=replace(IDENTITY, esm2="sha256:" + "f" * 64))
+    models = replace(IDENTITY, esm2="sha256:" + "f" * 64) if what == "models" else IDENTITY
+    plan = make_plan(JOB, digest="sha256:9999") if what == "input" else PLAN
+    output = Output.open(out, make_spec(out, id="job2", identity=models), plan)
+    for shard, records in enumerate(JOB):
+        output.commit(gathered(make_account(shard, records, models)))
+    output.finish(lambda: read_records(JOB))
+    output.close()
     # Then its id leads to nothing, in any form; and the folder to the later one's results
     for command in ("results", "results --partial", "report", "export --to parquet"):
         done = shell("vnp", *command.split(), "job1")
         refused(done, 66, "out holds results of job2 by now", "submit job1's inputs again")
     assert shell("vnp", "results", "out").returncode == 0
-
-
-def test_results_of_other_input(shell: Shell, store: JobStore) -> None:
-    out = shell.folder / "out"
-    run_job(out, JOB, id="job2")
-    store.create(make_spec(out))
-    store.set_plan("job1", make_plan(JOB, digest="sha256:9999"))
-    store.set_outcome("job1", Outcome("finished", 0, ""))
-    refused(shell("vnp", "results", "job1"), 66, "holds results of job2 by now")
 
 
 def test_results_of_the_same_job_again(shell: Shell, store: JobStore) -> None:
