@@ -20,6 +20,7 @@ from ops.errors import NoInputError, OutputError, UsageError
 from ops.identity import Identity
 from ops.jobs import CANCELLED, FAILED, InputFile, JobSpec, JobStore, new_job_id, utc_now
 from ops.place import absolute, is_remote
+from ops.runfile import find_same
 from ops.source import check_readable
 
 WAIT_POLL_S = 0.2
@@ -132,7 +133,7 @@ def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) 
         user=_user(),
         embedding_width=config.embedding_width(request.pipeline),
     )
-    same = None if request.force else store.find_same(spec)
+    same = None if request.force else find_same(store, spec)
     return same or store.create(spec)
 
 
