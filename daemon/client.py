@@ -8,8 +8,10 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -114,27 +116,42 @@ def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) 
             out = str((config.jobs_dir / "results" / f"{request.stem}-{job}").absolute())
     if not is_remote(out) and Path(out).exists() and not Path(out).is_dir():
         raise OutputError(f"{out} is a file, not a folder; choose another --out")
-    inputs = [
-        _input(path, store.spool_path(job, number), to_other_user)
-        for number, path in enumerate(request.inputs)
-    ]
-    spec = JobSpec(
-        id=job,
-        inputs=tuple(inputs),
-        out=out,
-        identity=identity,
-        embeddings=request.embeddings or request.pipeline != "virus",
-        compat=request.compat,
-        priority=request.priority,
-        force=request.force,
-        allow_chunk_length=request.allow_chunk_length,
-        same_numerics=request.same_numerics,
-        strict=request.strict,
-        user=_user(),
-        embedding_width=config.embedding_width(request.pipeline),
-    )
-    same = None if request.force else find_same(store, spec)
-    return same or store.create(spec)
+    for path in request.inputs:  # all, before any is copied
+        if path != "-":
+            check_readable(Path(path).absolute())
+    with _spooled(store, job, request.inputs, to_other_user) as inputs:
+        spec = JobSpec(
+            id=job,
+            inputs=inputs,
+            out=out,
+            identity=identity,
+            embeddings=request.embeddings or request.pipeline != "virus",
+            compat=request.compat,
+            priority=request.priority,
+            force=request.force,
+            allow_chunk_length=request.allow_chunk_length,
+            same_numerics=request.same_numerics,
+            strict=request.strict,
+            user=_user(),
+            embedding_width=config.embedding_width(request.pipeline),
+        )
+        same = None if request.force else find_same(store, spec)
+        return same or store.create(spec)
+
+
+@contextmanager
+def _spooled(
+    store: JobStore, job: str, paths: Sequence[str], to_other_user: bool
+) -> Iterator[tuple[InputFile, ...]]:
+    """The inputs as the service will read them. Copies go again when the block does not end well:
+    nobody else would ever remove them, since no job names them."""
+    spool = [store.spool_path(job, number) for number in range(len(paths))]
+    try:
+        yield tuple(map(_input, paths, spool, repeat(to_other_user)))
+    except BaseException:  # Ctrl-C, too, while something large is copied
+        with suppress(OSError):
+            store.drop_spool(job, spool)
+        raise
 
 
 def _user() -> str:
@@ -151,7 +168,6 @@ def _input(path: str, spool: Path, to_other_user: bool) -> InputFile:
     if path == "-":
         source = _spool(sys.stdin.buffer, spool.absolute())
     elif to_other_user and not _all_may_read(source):
-        check_readable(source)
         with source.open("rb") as stream:
             source = _spool(stream, spool.absolute())
     return _existing_input(source)
@@ -187,7 +203,6 @@ def _spool(source: BinaryIO, path: Path) -> Path:
             spool.flush()
             os.fsync(spool.fileno())
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise describe_os_error(error, path) from error
     return path
 

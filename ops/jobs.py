@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -193,6 +193,12 @@ class JobStore:
         """Where an input that the service cannot read itself (standard input, another user's file)
         is kept until the job has ended; number: its place among the job's inputs."""
         return self.folder.parent / "spool" / f"{job}.{number}.fasta"
+
+    def drop_spool(self, job: str, copies: Iterable[Path]) -> None:
+        """Removes what was kept for a job that was not accepted after all."""
+        if not self._path(job, "json").exists():
+            for path in copies:
+                path.unlink(missing_ok=True)
 
     def clear_spool(self) -> None:
         """Removes what was kept of jobs that have ended."""
