@@ -68,9 +68,15 @@ def list_inputs(named: Sequence[str], files_from: str | None) -> tuple[str, ...]
     listed: list[str] = []
     if files_from is not None:
         try:
-            text = sys.stdin.read() if files_from == "-" else Path(files_from).read_text()
+            data = sys.stdin.buffer.read() if files_from == "-" else Path(files_from).read_bytes()
+            text = data.decode()
         except OSError as error:
             raise NoInputError(f"{files_from} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise UsageError(
+                f"{files_from} is no list of files: it is not text; name sequences without "
+                "--files-from"
+            ) from None
         listed = [line.strip() for line in text.splitlines() if line.strip()]
     inputs = (*named, *listed)
     if not inputs:

@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
 from daemon.config_fields import ROLES, Settings
+from ops.errors import ConfigError
 from ops.identity import Identity
 from ops.modelstore import ModelCard, check_fit, find_model
 from workers.settings import WorkerSettings
@@ -42,9 +43,12 @@ class Config(Settings):
         if min(self.budgets) < 512:
             raise ValueError("esm_budget and dna_budget must be 512 at least, or 0")
         if self.max_tokens > min(self.budgets):
-            raise ValueError("max_tokens must fit into esm_budget and dna_budget")
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) must fit into esm_budget and dna_budget "
+                f"({min(self.budgets)}); raise them, or choose another device"
+            )
         if self.dtype == "fp8" and self.devices[0] == "cpu":
-            raise ValueError("dtype fp8 needs a GPU; use fp32 on the cpu")
+            raise ValueError("dtype fp8 needs a GPU; use --device cuda, or fp32 on the cpu")
         return self
 
     # -- models and identity ---------------------------------------------------------------------
@@ -214,5 +218,20 @@ class Config(Settings):
         return {**settings, **budgets, **models, "dtype": self.resolved_dtype}
 
     def changed(self, **settings: Any) -> Config:
-        """The same configuration with other values of some settings."""
-        return Config(**{**self.model_dump(), **settings})
+        """The same configuration with other values of some settings. Raises ConfigError for those
+        that do not go together, as those of a service on GPUs and a client that says cpu."""
+        try:
+            return Config(**{**self.model_dump(), **settings})
+        except ValidationError as error:
+            raise ConfigError(first_problem(error)) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong with settings, in one line."""
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"])) or "configuration"
+    if problem["type"] == "value_error":  # a validator of ours, which names the value
+        reason = problem["msg"].removeprefix("Value error, ")
+        return f"setting {where}: {reason}" if problem["loc"] else reason
+    reason = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"setting {where}: {reason}, not {str(problem['input'])!r}"

@@ -13,7 +13,6 @@ from ops.errors import CorruptionError, IdentityError, NoInputError, UsageError
 from ops.files import RUN
 from ops.jobs import CANCELLED, FAILED, FINISHED, JobSpec, JobStore, Plan, utc_now
 from ops.manifest import EpochLine
-from ops.nouns import Status
 from ops.place import Place, place_of
 
 FORMAT = 1
@@ -138,6 +137,8 @@ def finished_run(place: Place) -> dict[str, Any]:
 
 def exit_code(counts: Mapping[str, Any]) -> int:
     """Of a finished job with these counts: 1 when the models could not compute some records."""
+    from ops.nouns import Status  # needs numpy, which clients have no use for
+
     failed = counts["statuses"].get(Status.FAILED.label, 0)
     return EX_SOME_FAILED if failed else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -63,6 +64,9 @@ def run_script(script: str, environment: dict[str, str]) -> subprocess.Completed
         ("run g.fa --esm2 esm2-3b", 78, ["no esm2 model named esm2-3b", "vnp models import"]),
         ("run g.fa --config none.toml", 78, ["none.toml does not exist"]),
         ("run g.fa --config odd.toml", 78, ["unknown setting 'packer'; did you mean packers?"]),
+        ("run g.fa --config latin1.toml", 78, ["latin1.toml cannot be read", "utf-8"]),
+        ("run --files-from g.fa.gz", 64, ["g.fa.gz is no list of files", "--files-from"]),
+        ("run --files-from none.txt", 66, ["none.txt cannot be read"]),
         ("submit g.fa", 69, ["no vnpd runs on", "`vnpd`", "vnp run"]),
         ("status nosuchjob", 64, ["there is no job nosuchjob", "vnp list"]),
         ("status ../jobs/x", 64, ["is no job id"]),
@@ -84,6 +88,8 @@ def test_mistake_is_told_in_one_line(
     os.mkfifo(shell.folder / "pipe")
     (shell.folder / "empty").mkdir()
     (shell.folder / "odd.toml").write_text("packer = 3\n")
+    (shell.folder / "latin1.toml").write_bytes(b'node = "k\xf6ln"\n')
+    (shell.folder / "g.fa.gz").write_bytes(gzip.compress(GENOME.read_bytes()))
     before = names(shell.folder)
     # When / Then
     refused(shell("vnp", *command.split()), code, *words)
@@ -118,6 +124,17 @@ def test_no_redis(shell: Shell) -> None:
 def test_unknown_variable(shell: Shell) -> None:
     done = shell("vnp", "list", VNP_DEVISE="cpu")
     refused(done, 78, "unknown variable VNP_DEVISE; did you mean VNP_DEVICE?")
+
+
+def test_settings_that_the_service_cannot_share(shell: Shell) -> None:
+    # Given a service on a GPU in fp8, as its own words tell, and a client that insists on a CPU
+    serves = {"dtype": "fp8", "device": "cuda"}
+    facts = {"pid": os.getpid(), "ready": True, "identity": {}, "serves": serves}
+    (shell.folder / "state").mkdir()
+    (shell.folder / "state" / "service.json").write_text(json.dumps(facts))
+    # When it submits; Then it is told in one line
+    done = shell("vnp", "submit", GENOME, VNP_DEVICE="cpu")
+    refused(done, 78, "dtype fp8 needs a GPU")
 
 
 def test_a_name_for_the_user_is_not_needed(shell: Shell) -> None:
