@@ -7,11 +7,12 @@ running service and differs from it is refused.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import PrivateAttr, ValidationError, model_validator
 
 from daemon.config_fields import ROLES, Settings
 from ops.errors import ConfigError
@@ -38,6 +39,8 @@ def cores() -> int:
 class Config(Settings):
     """All settings, and what follows from them. `config_load.load` is how to get one."""
 
+    _taken: dict[str, ModelCard] = PrivateAttr(default_factory=dict)
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         if min(self.budgets) < 512:
@@ -57,7 +60,15 @@ class Config(Settings):
     def cards(self) -> dict[str, ModelCard]:
         """The models in use, by kind. Raises ConfigError for one that is missing or broken."""
         names = {"esm2": self.esm2, "dnabert": self.dnabert, "classifier": self.classifier}
-        return {kind: find_model(name, kind, [self.models_dir]) for kind, name in names.items()}
+        return {
+            kind: self._taken.get(kind) or find_model(name, kind, [self.models_dir])
+            for kind, name in names.items()
+        }
+
+    def take_cards(self, cards: Mapping[str, ModelCard]) -> None:
+        """Cards by kind as the service tells them, whose models may lie where only it sees them;
+        before the first look at `cards`."""
+        self._taken.update(cards)
 
     @property
     def resolved_dtype(self) -> str:

@@ -284,7 +284,7 @@ def models(config: Config, as_json: bool) -> None:
 
     cards = list_models([config.models_dir])
     if as_json:
-        click.echo(json.dumps([{**vars(card), "path": str(card.path)} for card in cards]))
+        click.echo(json.dumps([card.to_dict() for card in cards]))
         return
     headings = ("name", "kind", "width", "layers", "weights", "digest", "note")
     print_columns(headings, [_model_cells(card) for card in cards])

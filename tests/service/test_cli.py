@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from daemon.config import Config
+from daemon.served import describe_service
 from ops import __version__
+from ops.jobs import JobStore
 from ops.modelstore import BUNDLED
 from tests.crash.harness import shards_done, until
 from tests.service.shell import Shell, command, names, refused
@@ -135,6 +138,30 @@ def test_settings_that_the_service_cannot_share(shell: Shell) -> None:
     # When it submits; Then it is told in one line
     done = shell("vnp", "submit", GENOME, VNP_DEVICE="cpu")
     refused(done, 78, "dtype fp8 needs a GPU")
+
+
+def test_models_that_only_the_service_sees(shell: Shell) -> None:
+    # Given a service of another machine, as its own words tell, whose models do not lie here
+    models, shared = shell.folder / "models", shell.folder / "shared"
+    shutil.copytree(BUNDLED, models)
+    config = Config(
+        **{k: str(models / f"vnp-small-{k}") for k in ("esm2", "dnabert", "classifier")}
+    )
+    (shared / "services").mkdir(parents=True)
+    words = describe_service(config, "", ready=True)
+    (shared / "services" / "other.json").write_text(json.dumps(words))
+    shutil.rmtree(models)
+    # When a client submits; Then it is a job for those models
+    done = shell("vnp-submit", GENOME, "--out", "out", VNP_SHARED_DIR=shared)
+    assert done.returncode == 0, done.stderr
+    spec = JobStore(shared).spec(done.stdout.strip())
+    assert spec.identity.to_dict() == words["identity"]
+    assert spec.embedding_width == config.embedding_width("virus")
+    # And one that names models of its own is held to them
+    done = shell("vnp-submit", GENOME, VNP_SHARED_DIR=shared, VNP_ESM2="nosuch")
+    refused(done, 78, "no esm2 model named nosuch")
+    done = shell("vnp-submit", GENOME, "--chunk-length", 300, VNP_SHARED_DIR=shared)
+    refused(done, 78, "made for chunks of 500 bases, not 300")
 
 
 def test_a_name_for_the_user_is_not_needed(shell: Shell) -> None:
