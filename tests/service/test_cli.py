@@ -18,7 +18,7 @@ from daemon.config import Config
 from daemon.served import describe_service
 from ops import __version__
 from ops.jobs import JobStore
-from ops.modelstore import BUNDLED
+from ops.modelstore import BUNDLED, KINDS
 from tests.crash.harness import shards_done, until
 from tests.service.shell import Shell, command, names, refused
 
@@ -144,9 +144,7 @@ def test_models_that_only_the_service_sees(shell: Shell) -> None:
     # Given a service of another machine, as its own words tell, whose models do not lie here
     models, shared = shell.folder / "models", shell.folder / "shared"
     shutil.copytree(BUNDLED, models)
-    config = Config(
-        **{k: str(models / f"vnp-small-{k}") for k in ("esm2", "dnabert", "classifier")}
-    )
+    config = Config(**{k: str(models / f"vnp-small-{k}") for k in KINDS})
     (shared / "services").mkdir(parents=True)
     words = describe_service(config, "", ready=True)
     (shared / "services" / "other.json").write_text(json.dumps(words))
