@@ -29,12 +29,12 @@ def export(
     name: str, form: str, into: Path | None, config_file: Path | None, state_dir: Path | None
 ) -> None:
     """Writes tables and embeddings of a finished job in another format; prints the files."""
-    from daemon.client import find_out
+    from daemon.find import find_results
     from ops.errors import UsageError
     from ops.export import export as write
     from ops.place import is_remote
 
-    out = find_out(load_config(config_file, state_dir=state_dir), name)
+    out = find_results(load_config(config_file, state_dir=state_dir), name)
     if into is None and is_remote(out):
         raise UsageError(f"name a folder for the files of {out} with --into")
     for path in write(out, form, into or Path(out) / "export"):
@@ -95,19 +95,28 @@ def cite(pipeline: str) -> None:
 
 @click.command()
 @click.argument("name", metavar="OUT_OR_ID")
+@click.option("--into", type=click.Path(path_type=Path), help="Folder (default: OUT).")
 @config_option
-def report(name: str, config_file: Path | None, state_dir: Path | None) -> None:
+def report(name: str, into: Path | None, config_file: Path | None, state_dir: Path | None) -> None:
     """Writes report.html and vnp_mqc.tsv of a finished job; prints the files."""
-    from daemon.client import find_out
+    from daemon.find import find_results
+    from ops.durable import describe_os_error, make_dir
     from ops.place import place_of
     from ops.report import gather_report
     from ops.report_html import multiqc, render
 
-    out = find_out(load_config(config_file, state_dir=state_dir), name)
+    out = find_results(load_config(config_file, state_dir=state_dir), name)
     gathered = gather_report(out)
-    for file, data in (("report.html", render(gathered)), ("vnp_mqc.tsv", multiqc(gathered))):
-        place_of(out).write(file, data)
-        click.echo(place_of(out).path(file))
+    target = place_of(out if into is None else into)
+    try:
+        if into is not None:
+            make_dir(into)
+        for file, data in (("report.html", render(gathered)), ("vnp_mqc.tsv", multiqc(gathered))):
+            target.write(file, data)
+            click.echo(target.path(file))
+    except OSError as error:  # OUT may be the service's, which its group may only read
+        where = f"{target}" if into is not None else f"{target} (--into names another)"
+        raise describe_os_error(error, where) from error
 
 
 COMMANDS = (results, export, report, frames, verify, cite)

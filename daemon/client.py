@@ -8,8 +8,10 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +22,7 @@ from ops.errors import NoInputError, OutputError, UsageError
 from ops.identity import Identity
 from ops.jobs import CANCELLED, FAILED, InputFile, JobSpec, JobStore, new_job_id, utc_now
 from ops.place import absolute, is_remote
+from ops.runfile import find_same
 from ops.source import check_readable
 
 WAIT_POLL_S = 0.2
@@ -65,9 +68,15 @@ def list_inputs(named: Sequence[str], files_from: str | None) -> tuple[str, ...]
     listed: list[str] = []
     if files_from is not None:
         try:
-            text = sys.stdin.read() if files_from == "-" else Path(files_from).read_text()
+            data = sys.stdin.buffer.read() if files_from == "-" else Path(files_from).read_bytes()
+            text = data.decode()
         except OSError as error:
             raise NoInputError(f"{files_from} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise UsageError(
+                f"{files_from} is no list of files: it is not text; name sequences without "
+                "--files-from"
+            ) from None
         listed = [line.strip() for line in text.splitlines() if line.strip()]
     inputs = (*named, *listed)
     if not inputs:
@@ -113,27 +122,42 @@ def submit(config: Config, request: JobRequest, *, to_other_user: bool = False) 
             out = str((config.jobs_dir / "results" / f"{request.stem}-{job}").absolute())
     if not is_remote(out) and Path(out).exists() and not Path(out).is_dir():
         raise OutputError(f"{out} is a file, not a folder; choose another --out")
-    inputs = [
-        _input(path, store.spool_path(job, number), to_other_user)
-        for number, path in enumerate(request.inputs)
-    ]
-    spec = JobSpec(
-        id=job,
-        inputs=tuple(inputs),
-        out=out,
-        identity=identity,
-        embeddings=request.embeddings or request.pipeline != "virus",
-        compat=request.compat,
-        priority=request.priority,
-        force=request.force,
-        allow_chunk_length=request.allow_chunk_length,
-        same_numerics=request.same_numerics,
-        strict=request.strict,
-        user=_user(),
-        embedding_width=config.embedding_width(request.pipeline),
-    )
-    same = None if request.force else store.find_same(spec)
-    return same or store.create(spec)
+    for path in request.inputs:  # all, before any is copied
+        if path != "-":
+            check_readable(Path(path).absolute())
+    with _spooled(store, job, request.inputs, to_other_user) as inputs:
+        spec = JobSpec(
+            id=job,
+            inputs=inputs,
+            out=out,
+            identity=identity,
+            embeddings=request.embeddings or request.pipeline != "virus",
+            compat=request.compat,
+            priority=request.priority,
+            force=request.force,
+            allow_chunk_length=request.allow_chunk_length,
+            same_numerics=request.same_numerics,
+            strict=request.strict,
+            user=_user(),
+            embedding_width=config.embedding_width(request.pipeline),
+        )
+        same = None if request.force else find_same(store, spec)
+        return same or store.create(spec)
+
+
+@contextmanager
+def _spooled(
+    store: JobStore, job: str, paths: Sequence[str], to_other_user: bool
+) -> Iterator[tuple[InputFile, ...]]:
+    """The inputs as the service will read them. Copies go again when the block does not end well:
+    nobody else would ever remove them, since no job names them."""
+    spool = [store.spool_path(job, number) for number in range(len(paths))]
+    try:
+        yield tuple(map(_input, paths, spool, repeat(to_other_user)))
+    except BaseException:  # Ctrl-C, too, while something large is copied
+        with suppress(OSError):
+            store.drop_spool(job, spool)
+        raise
 
 
 def _user() -> str:
@@ -150,7 +174,6 @@ def _input(path: str, spool: Path, to_other_user: bool) -> InputFile:
     if path == "-":
         source = _spool(sys.stdin.buffer, spool.absolute())
     elif to_other_user and not _all_may_read(source):
-        check_readable(source)
         with source.open("rb") as stream:
             source = _spool(stream, spool.absolute())
     return _existing_input(source)
@@ -186,7 +209,6 @@ def _spool(source: BinaryIO, path: Path) -> Path:
             spool.flush()
             os.fsync(spool.fileno())
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise describe_os_error(error, path) from error
     return path
 
@@ -241,13 +263,3 @@ def wait(config: Config, jobs: Sequence[str]) -> int:
             print(f"vnp: {job} {outcome.state}: {outcome.message}", file=sys.stderr)
         codes.append(outcome.exit_code)
     return max(codes, default=0)
-
-
-def find_out(config: Config, name: str) -> str:
-    """OUT of a job id, or of a folder or URL. Raises NoInputError."""
-    if is_remote(name) or (Path(name) / "manifest.jsonl").is_file():
-        return name.rstrip("/")
-    store = JobStore(config.jobs_dir)
-    if name in store.list():
-        return store.spec(name).out
-    raise NoInputError(f"{name} is neither a job nor an output folder; see `vnp list`")

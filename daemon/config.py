@@ -7,13 +7,15 @@ running service and differs from it is refused.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import PrivateAttr, ValidationError, model_validator
 
 from daemon.config_fields import ROLES, Settings
+from ops.errors import ConfigError
 from ops.identity import Identity
 from ops.modelstore import ModelCard, check_fit, find_model
 from workers.settings import WorkerSettings
@@ -37,14 +39,19 @@ def cores() -> int:
 class Config(Settings):
     """All settings, and what follows from them. `config_load.load` is how to get one."""
 
+    _taken: dict[str, ModelCard] = PrivateAttr(default_factory=dict)
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         if min(self.budgets) < 512:
             raise ValueError("esm_budget and dna_budget must be 512 at least, or 0")
         if self.max_tokens > min(self.budgets):
-            raise ValueError("max_tokens must fit into esm_budget and dna_budget")
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) must fit into esm_budget and dna_budget "
+                f"({min(self.budgets)}); raise them, or choose another device"
+            )
         if self.dtype == "fp8" and self.devices[0] == "cpu":
-            raise ValueError("dtype fp8 needs a GPU; use fp32 on the cpu")
+            raise ValueError("dtype fp8 needs a GPU; use --device cuda, or fp32 on the cpu")
         return self
 
     # -- models and identity ---------------------------------------------------------------------
@@ -53,7 +60,15 @@ class Config(Settings):
     def cards(self) -> dict[str, ModelCard]:
         """The models in use, by kind. Raises ConfigError for one that is missing or broken."""
         names = {"esm2": self.esm2, "dnabert": self.dnabert, "classifier": self.classifier}
-        return {kind: find_model(name, kind, [self.models_dir]) for kind, name in names.items()}
+        return {
+            kind: self._taken.get(kind) or find_model(name, kind, [self.models_dir])
+            for kind, name in names.items()
+        }
+
+    def take_cards(self, cards: Mapping[str, ModelCard]) -> None:
+        """Cards by kind as the service tells them, whose models may lie where only it sees them;
+        before the first look at `cards`."""
+        self._taken.update(cards)
 
     @property
     def resolved_dtype(self) -> str:
@@ -214,5 +229,20 @@ class Config(Settings):
         return {**settings, **budgets, **models, "dtype": self.resolved_dtype}
 
     def changed(self, **settings: Any) -> Config:
-        """The same configuration with other values of some settings."""
-        return Config(**{**self.model_dump(), **settings})
+        """The same configuration with other values of some settings. Raises ConfigError for those
+        that do not go together, as those of a service on GPUs and a client that says cpu."""
+        try:
+            return Config(**{**self.model_dump(), **settings})
+        except ValidationError as error:
+            raise ConfigError(first_problem(error)) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that is wrong with settings, in one line."""
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"])) or "configuration"
+    if problem["type"] == "value_error":  # a validator of ours, which names the value
+        reason = problem["msg"].removeprefix("Value error, ")
+        return f"setting {where}: {reason}" if problem["loc"] else reason
+    reason = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"setting {where}: {reason}, not {str(problem['input'])!r}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from daemon.config import Config
+from daemon.config import Config, first_problem
 from daemon.config_fields import PREFIX
 from ops.errors import ConfigError
 
@@ -47,7 +47,7 @@ def load(
         from_file = {k: v for k, v in values.items() if not os.environ.get(PREFIX + k.upper())}
         return Config(**{**from_file, **given})
     except ValidationError as error:
-        raise ConfigError(_first_problem(error)) from error
+        raise ConfigError(first_problem(error)) from error
 
 
 def _read_defaults(defaults: Iterable[str]) -> dict[str, str]:
@@ -65,12 +65,12 @@ def _read_file(path: Path | None) -> dict[str, Any]:
     named = path or (Path(os.environ["VNP_CONFIG"]) if os.environ.get("VNP_CONFIG") else None)
     source = named or SYSTEM_FILE
     try:
-        values = tomllib.loads(source.read_text())
+        values = tomllib.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if named is None:
             return {}
         raise ConfigError(f"configuration file {source} does not exist") from None
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"configuration file {source} cannot be read: {error}") from error
     _refuse_unknown(str(source), values)
     return values
@@ -94,13 +94,3 @@ def _refuse_unknown_variables() -> None:
 def _meant(key: str, spelt: Callable[[str], str] = str) -> str:
     close = difflib.get_close_matches(key, Config.model_fields, 1)
     return f"did you mean {spelt(close[0])}?" if close else ""
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(map(str, problem["loc"])) or "configuration"
-    if problem["type"] == "value_error":  # a validator of ours, which names the value
-        reason = problem["msg"].removeprefix("Value error, ")
-        return f"setting {where}: {reason}" if problem["loc"] else reason
-    reason = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"setting {where}: {reason}, not {str(problem['input'])!r}"

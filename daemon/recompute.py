@@ -14,8 +14,8 @@ from typing import NamedTuple
 import click
 import numpy as np
 
-from daemon.client import find_out
 from daemon.config import Config
+from daemon.find import find_out
 from daemon.repair import config_of
 from ops.cut import CutParams, cut_shards, plan_input
 from ops.dna_tokens import DnaTokenizer

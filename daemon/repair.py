@@ -8,8 +8,9 @@ from typing import Any
 import click
 from rich.console import Console
 
-from daemon.client import JobRequest, find_out
+from daemon.client import JobRequest
 from daemon.config import Config
+from daemon.find import find_out
 from daemon.run import run_foreground
 from daemon.show import plural, verify
 from ops.errors import CorruptionError, UsageError

@@ -12,6 +12,7 @@ from typing import Any
 from daemon.config import Config
 from ops.errors import IdentityError, UnavailableError
 from ops.identity import Identity
+from ops.modelstore import ModelCard
 
 #: A service of another machine that has said nothing for so long does not run any more. It says
 #: something every 10 s; the rest is for clocks that differ.
@@ -21,6 +22,20 @@ SILENT_S = 90.0
 def service_words(shared_dir: Path) -> Path:
     """Where services of all nodes say something of themselves."""
     return shared_dir / "services"
+
+
+def describe_service(config: Config, redis_url: str, ready: bool) -> dict[str, Any]:
+    """What a service says of itself: all that a client needs to submit, on any machine."""
+    return {
+        "pid": os.getpid(),
+        "uid": os.getuid(),
+        "node": config.node,
+        "redis_url": redis_url,
+        "ready": ready,
+        "identity": config.identity("virus", None, allow_chunk_length=True).to_dict(),
+        "serves": config.served_settings,
+        "models": {kind: card.to_dict() for kind, card in config.cards.items()},
+    }
 
 
 def find_service(config: Config) -> dict[str, Any]:
@@ -71,8 +86,10 @@ def served_config(config: Config) -> Config:
     facts = find_service(config)
     given = {name: getattr(config, name) for name in config.model_fields_set}
     ours = config.changed(**{**facts["serves"], **given})
-    asked = ours.identity("virus", None, allow_chunk_length=True)
     served = Identity.from_dict(facts["identity"])
+    cards = facts.get("models", {}).items()
+    ours.take_cards({k: ModelCard.from_dict(card) for k, card in cards if k not in given})
+    asked = ours.identity("virus", None, allow_chunk_length=True)
     if not asked.served_by(served):
         raise IdentityError(
             f"this asks for {asked.in_words}, but the service on {config.jobs_dir} serves "

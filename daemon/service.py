@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from broker.acl import ONCE
 from broker.claims import Claims
@@ -24,7 +22,7 @@ from daemon.membership import claims_of, require_share
 from daemon.notify import Notifier
 from daemon.observer import Observer
 from daemon.preemption import Watcher
-from daemon.served import service_words
+from daemon.served import describe_service, service_words
 from daemon.supervisor import START_LIMIT_S, Supervisor, make_children
 from ops.durable import FileLock, describe_os_error, make_dir, write_atomic
 from ops.errors import ConfigError, UnavailableError
@@ -153,16 +151,8 @@ class Service:
     def _publish(self) -> None:
         """Again and again, because clients on other machines can only tell by its age."""
         self.say_again_at = time.monotonic() + SAY_AGAIN_S
-        facts: dict[str, Any] = {
-            "pid": os.getpid(),
-            "uid": os.getuid(),
-            "node": self.config.node,
-            "redis_url": without_password(self.redis_url),  # any user may read this file
-            "ready": self.ready,
-            "identity": self.config.identity("virus", None, allow_chunk_length=True).to_dict(),
-            "serves": self.config.served_settings,
-        }
-        words = json.dumps(facts).encode() + b"\n"
+        url = without_password(self.redis_url)  # any user may read this file
+        words = json.dumps(describe_service(self.config, url, self.ready)).encode() + b"\n"
         for path in self.words:
             with suppress(OSError):  # a full disk; said again soon
                 write_atomic(path, words)

@@ -13,11 +13,17 @@ from typing import Any
 
 import click
 
-from daemon.client import find_out
 from daemon.config import Config
+from daemon.find import find_begun, find_out, find_results
 from daemon.served import find_service
-from daemon.watch import JobView, JobWatch
-from ops.errors import ConfigError, NoInputError, PermissionDeniedError, UnavailableError
+from daemon.watch import JobView, JobWatch, view_of
+from ops.errors import (
+    ConfigError,
+    NoInputError,
+    PermissionDeniedError,
+    UnavailableError,
+    VnpError,
+)
 from ops.jobs import JobStore
 from ops.modelstore import ModelCard
 from ops.place import place_of
@@ -36,14 +42,14 @@ def status(config: Config, job: str | None, as_json: bool) -> None:
         click.echo(json.dumps(vars(view)) if as_json else _block(view))
         return
     store = JobStore(config.jobs_dir)
-    views = [JobWatch(config, id_, url).view() for id_ in store.unfinished()]
+    views = [view_of(config, id_, url) for id_ in store.unfinished()]
     if as_json:
         click.echo(json.dumps({"service": facts, "jobs": [vars(view) for view in views]}))
         return
     word = ("ready" if facts["ready"] else "loading models") if facts else "not running"
     click.echo(f"service: {word}, {plural(len(views), 'unfinished job')}")
     if views:
-        print_columns(_HEADINGS, [_cells(view) for view in views])
+        _print_jobs(views)
 
 
 def is_unfinished(config: Config, job: str | None) -> bool:
@@ -122,13 +128,28 @@ def jobs(
 ) -> None:
     """Jobs, oldest first; in one of these states (none given: any), of this user, the newest."""
     store = JobStore(config.jobs_dir)
-    ids = [job for job in store.list() if not states or store.state(job) in states]
-    ids = [job for job in ids if user is None or store.spec(job).user == user]
-    views = [JobWatch(config, job, None).view() for job in ids[-last if last else 0 :]]
+    ids = [job for job in store.list() if _is_asked_for(store, job, states, user)]
+    views = [view_of(config, job, None) for job in ids[-last if last else 0 :]]
     if as_json:
         click.echo(json.dumps([vars(view) for view in views]))
         return
+    _print_jobs(views)
+
+
+def _is_asked_for(store: JobStore, job: str, states: Sequence[str], user: str | None) -> bool:
+    """False for a job that does not tell what is asked of it."""
+    try:
+        of_state = not states or store.state(job) in states
+        return of_state and (user is None or store.spec(job).user == user)
+    except VnpError:
+        return False
+
+
+def _print_jobs(views: Sequence[JobView]) -> None:
     print_columns(_HEADINGS, [_cells(view) for view in views])
+    for view in views:
+        if view.is_damaged:
+            click.echo(f"vnp: {view.id}: {view.message}", err=True)
 
 
 def logs(config: Config, job: str, follow: bool) -> None:
@@ -192,7 +213,7 @@ def _journal_lines(follow: bool, ended: Callable[[], bool]) -> Iterator[str]:
 
 def results(config: Config, name: str, partial: bool) -> None:
     """sequences.tsv of a finished job; partial: the rows of the records that are committed."""
-    out = find_out(config, name)
+    out = (find_begun if partial else find_results)(config, name)
     place, table = place_of(out), "sequences.tsv"
     if partial and place.sizes([table])[table] < 0:
         from ops.partial import write_partial
@@ -263,7 +284,7 @@ def models(config: Config, as_json: bool) -> None:
 
     cards = list_models([config.models_dir])
     if as_json:
-        click.echo(json.dumps([{**vars(card), "path": str(card.path)} for card in cards]))
+        click.echo(json.dumps([card.to_dict() for card in cards]))
         return
     headings = ("name", "kind", "width", "layers", "weights", "digest", "note")
     print_columns(headings, [_model_cells(card) for card in cards])

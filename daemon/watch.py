@@ -8,14 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from daemon.config import Config
-from ops.errors import UnavailableError
+from ops.errors import UnavailableError, VnpError
 from ops.jobs import FINISHED, RUNNING, JobStore, Outcome, Plan
 from ops.place import Tail, is_remote, place_of
+
+#: State of a job whose files do not tell it.
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobView:
-    """A job as it stands now. eta_s: None until there is a rate."""
+    """A job as it stands now. eta_s: None until there is a rate. is_damaged: some of its files
+    cannot be read, and message says which and why."""
 
     id: str
     state: str
@@ -34,6 +38,24 @@ class JobView:
     rows_computed: int = 0
     share: float = 0.0
     eta_s: float | None = None
+    is_damaged: bool = False
+
+
+def view_of(config: Config, job: str, redis_url: str | None) -> JobView:
+    """A job as it stands now, also one that cannot be read: it must not hide the others."""
+    try:
+        return JobWatch(config, job, redis_url).view()
+    except VnpError as error:
+        return JobView(
+            id=job,
+            state=UNKNOWN,
+            out="",
+            pipeline="",
+            created="",
+            trained=True,
+            message=str(error),
+            is_damaged=True,
+        )
 
 
 class JobWatch:
@@ -68,7 +90,10 @@ class JobWatch:
             return base
         if outcome is None and (reason := self.store.waits_for(self.job)):
             base = replace(base, message=f"waits: {reason}")
-        self._follow_commits(plan, outcome)
+        try:
+            self._follow_commits(plan, outcome)
+        except VnpError as error:  # a damaged manifest
+            return replace(base, message=str(error), is_damaged=True)
         counters = self._counters() if state == RUNNING else {}
         share = self._share(plan.chunks or plan.records, counters)
         return JobView(

@@ -94,12 +94,6 @@ class CorruptionError(VnpError):
     exit_code = 74
 
 
-class TryLaterError(VnpError):
-    """A resource is full for the moment (EX_TEMPFAIL)."""
-
-    exit_code = 75
-
-
 class PermissionDeniedError(VnpError):
     """The service may not read or write a path (EX_NOPERM)."""
 

@@ -27,13 +27,14 @@ import numpy as np
 
 from ops.calls import FRAMES
 from ops.durable import atomic_file, describe_os_error, make_dir
-from ops.errors import NoInputError, UsageError
+from ops.errors import CorruptionError, NoInputError, UsageError
 from ops.finish import read_shards
 from ops.frames_export import chunk_id
 from ops.identity import Identity
 from ops.manifest import MANIFEST
 from ops.nouns import F32, Dtype, Status
 from ops.place import Place, place_of
+from ops.runfile import finished_run
 from ops.shardfile import ShardData
 from ops.tables import escape, row
 
@@ -70,9 +71,10 @@ def open_source(out: Out, *, needs_embeddings: bool) -> Source:
         state = place.manifest()
     except FileNotFoundError:
         raise NoInputError(f"{out} holds no {MANIFEST}; name the --out of a job") from None
+    finished_run(place)
     header = state.header
     if header is None or len(state.shards) < header.num_shards:
-        raise NoInputError(f"{out} is not finished; `vnp results --partial` shows what is there")
+        raise CorruptionError(f"{out} has lost shards; `vnp verify --repair {out}` says which")
     if needs_embeddings and not header.embeddings:
         raise UsageError(
             f"{out} was made without --embeddings; run the job again with it and --force"

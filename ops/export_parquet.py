@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ops.durable import atomic_file, describe_os_error, make_dir
-from ops.errors import ConfigError
+from ops.errors import ConfigError, CorruptionError
 from ops.export import ROW_COLUMNS, ExportRows, Out, Source, export_rows, open_source
 from ops.files import CHUNKS, SEQUENCES
 from ops.nouns import Dtype
@@ -38,9 +38,8 @@ def export_parquet(out: Out, into: Path) -> list[Path]:
     """sequences, chunks (virus jobs), and embeddings where they were kept; returns the files."""
     source = open_source(out, needs_embeddings=False)
     try:
+        tables = _tables(source)
         make_dir(into)
-        sizes = source.place.sizes((SEQUENCES, CHUNKS))
-        tables = [name for name, size in sizes.items() if size >= 0]
         paths = [into / Path(name).with_suffix(".parquet").name for name in tables]
         for name, path in zip(tables, paths, strict=True):
             with source.place.local(name) as table, atomic_file(path) as stream:
@@ -52,6 +51,18 @@ def export_parquet(out: Out, into: Path) -> list[Path]:
     except OSError as error:
         raise describe_os_error(error, into) from error
     return paths
+
+
+def _tables(source: Source) -> list[str]:
+    """Names of the job's tables. Raises CorruptionError for one that is missing."""
+    names = [SEQUENCES, CHUNKS] if source.identity.pipeline == "virus" else [SEQUENCES]
+    for name, size in source.place.sizes(names).items():
+        if size < 0:
+            raise CorruptionError(
+                f"{source.place.path(name)} is missing; `vnp verify --repair {source.place}` "
+                "writes it again"
+            )
+    return names
 
 
 def _write(stream: BinaryIO, batches: Iterator[Any]) -> None:

@@ -14,15 +14,14 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ops.durable import create_exclusive, describe_os_error, make_dir, write_atomic
-from ops.errors import CorruptionError, IdentityError, UsageError
+from ops.errors import CorruptionError, UsageError
 from ops.identity import Identity
-from ops.place import place_of
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: nothing to misread
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
@@ -172,7 +171,7 @@ class JobStore:
         return spec.id
 
     def _note_last(self, spec: JobSpec) -> None:
-        """Which job was the last for an output folder; a hint for `find_same`, nothing more."""
+        """Which job was the last for an output folder; a hint for `runfile.find_same`, no more."""
         path = self._last_path(spec.out)
         with contextlib.suppress(OSError):
             make_dir(path.parent)
@@ -186,6 +185,12 @@ class JobStore:
         """Where an input that the service cannot read itself (standard input, another user's file)
         is kept until the job has ended; number: its place among the job's inputs."""
         return self.folder.parent / "spool" / f"{job}.{number}.fasta"
+
+    def drop_spool(self, job: str, copies: Iterable[Path]) -> None:
+        """Removes what was kept for a job that was not accepted after all."""
+        if not self._path(job, "json").exists():
+            for path in copies:
+                path.unlink(missing_ok=True)
 
     def clear_spool(self) -> None:
         """Removes what was kept of jobs that have ended."""
@@ -205,21 +210,13 @@ class JobStore:
         """All job ids, oldest first."""
         return sorted(name[:-5] for name in self._names() if _is_spec(name))
 
-    def find_same(self, spec: JobSpec) -> str | None:
-        """The job that already does, or did, what is asked; None when it must be done (again).
-
-        Only the last job for an output folder counts, since a later one may have replaced its
-        files; and none that failed, was cancelled, or whose files are gone.
-        """
+    def last_for(self, out: str) -> str | None:
+        """The job that was submitted last for an output folder, as far as is known: others may
+        submit to it from other state folders, or be kept from noting it here."""
         try:
-            job = self._last_path(spec.out).read_text()
-            other = self.spec(job)  # of another version of vnp: nothing that we could repeat
-        except (OSError, UsageError, CorruptionError, IdentityError):
+            return self._last_path(out).read_text()
+        except OSError:
             return None
-        state = self.state(job)
-        lost = state == FINISHED and place_of(spec.out).sizes(["run.json"])["run.json"] < 0
-        usable = state not in (FAILED, CANCELLED) and not lost
-        return job if usable and other.out == spec.out and spec.asks_the_same(other) else None
 
     # -- what became of it -----------------------------------------------------------------------
 
@@ -336,7 +333,7 @@ class JobStore:
             return make(json.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptionError(f"{path} is damaged ({error}); remove it") from error
 
 

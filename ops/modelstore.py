@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,22 @@ class ModelCard:
     input_widths: tuple[int, int] | None = None
     encoders: tuple[tuple[str, str], ...] = ()
     note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "path": str(self.path)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelCard:
+        """From JSON, which knows neither paths nor tuples."""
+        widths = values["input_widths"]
+        return cls(
+            **{
+                **values,
+                "path": Path(values["path"]),
+                "input_widths": None if widths is None else tuple(widths),
+                "encoders": tuple((kind, digest) for kind, digest in values["encoders"]),
+            }
+        )
 
 
 def find_model(name_or_path: str | Path, kind: str, search: Sequence[Path] = ()) -> ModelCard:

@@ -12,10 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ops.errors import NoInputError
 from ops.files import CHUNKS, SEQUENCES
 from ops.place import Place, place_of
-from ops.runfile import read_run
+from ops.runfile import finished_run
 
 SCORE_BINS = 50
 #: Decades of length, four bins each, from 10 to 10 million letters.
@@ -55,9 +54,7 @@ class Report:
 def gather_report(out: str | os.PathLike[str]) -> Report:
     """Raises NoInputError: not a finished job."""
     place = place_of(out)
-    run = read_run(place)
-    if run is None or run.get("state") != "finished":
-        raise NoInputError(f"{out} is no finished job; see `vnp list`")
+    run = finished_run(place)
     report = Report(run, progress=_progress(place))
     if run["parameters"]["pipeline"] == "virus":
         with place.local(SEQUENCES) as sequences, place.local(CHUNKS) as chunks:

@@ -9,11 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ops import __version__
-from ops.errors import CorruptionError
+from ops.errors import CorruptionError, IdentityError, NoInputError, UsageError
 from ops.files import RUN
-from ops.jobs import JobSpec, Plan, utc_now
+from ops.jobs import CANCELLED, FAILED, FINISHED, JobSpec, JobStore, Plan, utc_now
 from ops.manifest import EpochLine
-from ops.nouns import Status
 from ops.place import Place, place_of
 
 FORMAT = 1
@@ -80,18 +79,66 @@ def is_finished(spec: JobSpec) -> bool:
         manifest = place.manifest()
     except (CorruptionError, FileNotFoundError):
         return False
-    if run.get("state") != "finished" or run["identity"]["digest"] != spec.identity.digest:
+    if not _answers(run, spec):
         return False
     sizes = {name: facts["bytes"] for name, facts in run["files"].items()}
     sizes |= {line.file: line.bytes for line in manifest.shards.values()}
-    question = _question(spec)
-    same = all(run[key] == asked for key, asked in question.items())
     whole = len(manifest.shards) == run["shards"]
-    return same and whole and place.sizes(sizes) == sizes
+    return whole and place.sizes(sizes) == sizes
+
+
+def _answers(run: Mapping[str, Any], spec: JobSpec) -> bool:
+    """True when a run has finished and was asked just what the job asks."""
+    if run.get("state") != "finished" or run["identity"]["digest"] != spec.identity.digest:
+        return False
+    return all(run[key] == asked for key, asked in _question(spec).items())
+
+
+def find_same(store: JobStore, spec: JobSpec) -> str | None:
+    """The job that already does, or did, what is asked; None when it must be done (again).
+
+    Only the last job for an output folder counts, since a later one may have replaced its files;
+    and none that failed, was cancelled, or whose files are gone or, by run.json, another's.
+    """
+    job = store.last_for(spec.out)
+    if job is None:
+        return None
+    try:
+        other, state = store.spec(job), store.state(job)
+        if state in (FAILED, CANCELLED) or other.out != spec.out or not spec.asks_the_same(other):
+            return None
+        lost = state == FINISHED and not _answers(read_run(place_of(spec.out)) or {}, spec)
+    except (UsageError, CorruptionError, IdentityError, OSError):
+        return None  # of another version of vnp, or not ours to read: nothing to rely on
+    return None if lost else job
+
+
+def is_result_of(run: Mapping[str, Any], spec: JobSpec, plan: Plan | None) -> bool:
+    """True when a run has finished and its tables are those of the job: it was the job's own, or
+    one of the same identity and input."""
+    if run.get("state") != "finished":
+        return False
+    same = run["identity"]["digest"] == spec.identity.digest
+    return run["job"] == spec.id or (
+        same and plan is not None and run["input_digest"] == plan.input_digest
+    )
+
+
+def finished_run(place: Place) -> dict[str, Any]:
+    """run.json of a finished job. Raises NoInputError: not finished, which is to say that its
+    tables may be missing though all shards are committed; CorruptionError."""
+    run = read_run(place)
+    if run is None or run.get("state") != "finished":
+        raise NoInputError(
+            f"{place} is not finished; `vnp results --partial {place}` shows what is there"
+        )
+    return run
 
 
 def exit_code(counts: Mapping[str, Any]) -> int:
     """Of a finished job with these counts: 1 when the models could not compute some records."""
+    from ops.nouns import Status  # needs numpy, which clients have no use for
+
     failed = counts["statuses"].get(Status.FAILED.label, 0)
     return EX_SOME_FAILED if failed else 0
 

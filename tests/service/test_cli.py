@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -13,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from daemon.config import Config
+from daemon.served import describe_service
 from ops import __version__
-from ops.modelstore import BUNDLED
+from ops.jobs import JobStore
+from ops.modelstore import BUNDLED, KINDS
 from tests.crash.harness import shards_done, until
 from tests.service.shell import Shell, command, names, refused
 
@@ -63,6 +67,9 @@ def run_script(script: str, environment: dict[str, str]) -> subprocess.Completed
         ("run g.fa --esm2 esm2-3b", 78, ["no esm2 model named esm2-3b", "vnp models import"]),
         ("run g.fa --config none.toml", 78, ["none.toml does not exist"]),
         ("run g.fa --config odd.toml", 78, ["unknown setting 'packer'; did you mean packers?"]),
+        ("run g.fa --config latin1.toml", 78, ["latin1.toml cannot be read", "utf-8"]),
+        ("run --files-from g.fa.gz", 64, ["g.fa.gz is no list of files", "--files-from"]),
+        ("run --files-from none.txt", 66, ["none.txt cannot be read"]),
         ("submit g.fa", 69, ["no vnpd runs on", "`vnpd`", "vnp run"]),
         ("status nosuchjob", 64, ["there is no job nosuchjob", "vnp list"]),
         ("status ../jobs/x", 64, ["is no job id"]),
@@ -84,6 +91,8 @@ def test_mistake_is_told_in_one_line(
     os.mkfifo(shell.folder / "pipe")
     (shell.folder / "empty").mkdir()
     (shell.folder / "odd.toml").write_text("packer = 3\n")
+    (shell.folder / "latin1.toml").write_bytes(b'node = "k\xf6ln"\n')
+    (shell.folder / "g.fa.gz").write_bytes(gzip.compress(GENOME.read_bytes()))
     before = names(shell.folder)
     # When / Then
     refused(shell("vnp", *command.split()), code, *words)
@@ -118,6 +127,39 @@ def test_no_redis(shell: Shell) -> None:
 def test_unknown_variable(shell: Shell) -> None:
     done = shell("vnp", "list", VNP_DEVISE="cpu")
     refused(done, 78, "unknown variable VNP_DEVISE; did you mean VNP_DEVICE?")
+
+
+def test_settings_that_the_service_cannot_share(shell: Shell) -> None:
+    # Given a service on a GPU in fp8, as its own words tell, and a client that insists on a CPU
+    serves = {"dtype": "fp8", "device": "cuda"}
+    facts = {"pid": os.getpid(), "ready": True, "identity": {}, "serves": serves}
+    (shell.folder / "state").mkdir()
+    (shell.folder / "state" / "service.json").write_text(json.dumps(facts))
+    # When it submits; Then it is told in one line
+    done = shell("vnp", "submit", GENOME, VNP_DEVICE="cpu")
+    refused(done, 78, "dtype fp8 needs a GPU")
+
+
+def test_models_that_only_the_service_sees(shell: Shell) -> None:
+    # Given a service of another machine, as its own words tell, whose models do not lie here
+    models, shared = shell.folder / "models", shell.folder / "shared"
+    shutil.copytree(BUNDLED, models)
+    config = Config(**{k: str(models / f"vnp-small-{k}") for k in KINDS})
+    (shared / "services").mkdir(parents=True)
+    words = describe_service(config, "", ready=True)
+    (shared / "services" / "other.json").write_text(json.dumps(words))
+    shutil.rmtree(models)
+    # When a client submits; Then it is a job for those models
+    done = shell("vnp-submit", GENOME, "--out", "out", VNP_SHARED_DIR=shared)
+    assert done.returncode == 0, done.stderr
+    spec = JobStore(shared).spec(done.stdout.strip())
+    assert spec.identity.to_dict() == words["identity"]
+    assert spec.embedding_width == config.embedding_width("virus")
+    # And one that names models of its own is held to them
+    done = shell("vnp-submit", GENOME, VNP_SHARED_DIR=shared, VNP_ESM2="nosuch")
+    refused(done, 78, "no esm2 model named nosuch")
+    done = shell("vnp-submit", GENOME, "--chunk-length", 300, VNP_SHARED_DIR=shared)
+    refused(done, 78, "made for chunks of 500 bases, not 300")
 
 
 def test_a_name_for_the_user_is_not_needed(shell: Shell) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from ops.report import LARGEST, SCORE_BINS, TRACK_POINTS, gather_report
 from tests.crash.harness import Service, digests
 from tests.service.conftest import FIXTURES
+from tests.service.shell import Shell, names, refused
+from tests.unit.output_fixtures import JOB, run_job
 
 Finished = tuple[str, Path]
 VOID = {"meta", "br"}
@@ -112,3 +114,21 @@ def test_report_of_other_jobs(service: Service, tmp_path: Path) -> None:
         Page().feed((out / "report.html").read_text())
     # And not of a folder that is none
     assert service.vnp("report", tmp_path).returncode == 66
+
+
+def test_report_into_a_folder(shell: Shell) -> None:
+    # Given a finished job, in a folder that is not ours to write into
+    out, mine = shell.folder / "out", shell.folder / "a" / "mine"
+    run_job(out, JOB)
+    before = names(out)
+    # When its report is made elsewhere; Then it lies there, and only there
+    done = shell("vnp", "report", out, "--into", mine)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == [str(mine / "report.html"), str(mine / "vnp_mqc.tsv")]
+    assert names(mine) == ["report.html", "vnp_mqc.tsv"]
+    assert names(out) == before
+    # And what cannot be written is told in one line
+    (shell.folder / "file").touch()
+    refused(shell("vnp", "report", out, "--into", "file"), 73, "file cannot be written", "folder")
+    (out / "report.html").mkdir()
+    refused(shell("vnp", "report", out), 73, "--into names another", "cannot be written")

@@ -96,6 +96,11 @@ def test_configuration_is_frozen() -> None:
         config.packers = 3
     assert config.changed(packers=3).packers == 3
     assert config.packers == 0
+    # And what does not go together is told in one line, as when it is loaded
+    with pytest.raises(ConfigError, match=r"^dtype fp8 needs a GPU"):
+        config.changed(device="cpu", dtype="fp8")
+    with pytest.raises(ConfigError, match=r"^max_tokens \(20000\) must fit"):
+        config.changed(device="cpu", max_tokens=20_000)
 
 
 def test_workers_are_told_every_switch() -> None:
@@ -155,8 +160,8 @@ def test_unknown_variable_is_refused_with_a_suggestion(monkeypatch: pytest.Monke
         ({"device": "cuda:"}, "setting device: 'cuda:' is not cpu, cuda or cuda:N"),
         ({"device": "cuda:0,cuda:0"}, "several devices must be different cuda:N"),
         ({"roles": "gpu,painter"}, "'painter' is not one of planner, packer, gpu, writer"),
-        ({"dtype": "fp8"}, "dtype fp8 needs a GPU; use fp32 on the cpu"),
-        ({"max_tokens": 9_000, "esm_budget": 8_000}, "max_tokens must fit into esm_budget"),
+        ({"dtype": "fp8"}, "dtype fp8 needs a GPU; use --device cuda, or fp32"),
+        ({"max_tokens": 9_000, "esm_budget": 8_000}, "max_tokens (9000) must fit into esm_budget"),
     ],
 )
 def test_bad_value_is_refused_by_name(flags: dict[str, object], words: str) -> None:

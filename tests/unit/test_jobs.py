@@ -10,7 +10,16 @@ import pytest
 
 from ops.errors import CorruptionError, OutputError, UsageError
 from ops.jobs import InputFile, JobSpec, JobStore, Look, Outcome, Plan, new_job_id
-from tests.unit.output_fixtures import IDENTITY, JOB, make_plan, make_spec
+from ops.output import Output
+from ops.runfile import find_same
+from tests.unit.output_fixtures import (
+    IDENTITY,
+    JOB,
+    make_plan,
+    make_spec,
+    read_records,
+    run_job,
+)
 
 
 @pytest.fixture
@@ -157,13 +166,13 @@ DIFFERENT = [
 @pytest.mark.parametrize("change", SAME)
 def test_same_question_finds_the_old_job(store: JobStore, change: dict[str, object]) -> None:
     store.create(spec_of("a1"))
-    assert store.find_same(replace(spec_of("b2"), **change)) == "a1"  # type: ignore[arg-type]
+    assert find_same(store, replace(spec_of("b2"), **change)) == "a1"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("change", DIFFERENT)
 def test_other_question_is_another_job(store: JobStore, change: dict[str, object]) -> None:
     store.create(spec_of("a1"))
-    assert store.find_same(replace(spec_of("b2"), **change)) is None  # type: ignore[arg-type]
+    assert find_same(store, replace(spec_of("b2"), **change)) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -172,27 +181,45 @@ def test_other_question_is_another_job(store: JobStore, change: dict[str, object
 def test_job_that_came_to_nothing_is_done_again(
     store: JobStore, tmp_path: Path, state: str, found: str | None
 ) -> None:
-    (tmp_path / "run.json").write_text("{}")
-    store.create(spec_of("a1", str(tmp_path)))
+    run_job(tmp_path / "out", JOB, id="a1")
+    store.create(spec_of("a1", str(tmp_path / "out")))
     store.set_outcome("a1", Outcome(state, 0, ""))
-    assert store.find_same(spec_of("b2", str(tmp_path))) == found
+    assert find_same(store, spec_of("b2", str(tmp_path / "out"))) == found
     # And so is one whose files are gone
-    (tmp_path / "run.json").unlink()
-    assert store.find_same(spec_of("b2", str(tmp_path))) is None
+    (tmp_path / "out" / "run.json").unlink()
+    assert find_same(store, spec_of("b2", str(tmp_path / "out"))) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"identity": replace(IDENTITY, chunk_length=500)}, {"compat": True}]
+)
+def test_job_whose_files_were_replaced_is_done_again(
+    store: JobStore, tmp_path: Path, change: dict[str, object]
+) -> None:
+    # Given a finished job, whose folder another has replaced without a word here
+    out = tmp_path / "out"
+    store.create(spec_of("a1", str(out)))
+    store.set_outcome("a1", Outcome("finished", 0, ""))
+    output = Output.open(out, make_spec(out, id="b2", **change), make_plan([]))
+    # Then the first is to be done again, while the other is at work and when it has finished
+    assert find_same(store, spec_of("c3", str(out))) is None
+    output.finish(lambda: read_records([]))
+    output.close()
+    assert find_same(store, spec_of("c3", str(out))) is None
 
 
 def test_later_job_for_the_same_folder_hides_the_earlier_one(store: JobStore) -> None:
     store.create(spec_of("a1"))
     store.create(spec_of("b2", embeddings=True))
-    assert store.find_same(spec_of("c3")) is None
-    assert store.find_same(spec_of("c3", embeddings=True)) == "b2"
+    assert find_same(store, spec_of("c3")) is None
+    assert find_same(store, spec_of("c3", embeddings=True)) == "b2"
 
 
 def test_job_of_another_version_hinders_nobody(store: JobStore) -> None:
     store.create(spec_of("a1"))
     (store.folder / "b2.json").write_text('{"inputs": [], "identity": {"quantum": 1}}')
     (store.folder / "c3.json").write_text("{}")
-    assert store.find_same(spec_of("d4")) == "a1"
+    assert find_same(store, spec_of("d4")) == "a1"
 
 
 def test_plan_round_trip() -> None:
