@@ -207,7 +207,7 @@ def worst_case_bytes(task: ShardTask, settings: WorkerSettings) -> int:
 
     A virus chunk of C bases has at most 6 frames of C/3 residues and C DNA tokens (2 bytes each).
     """
-    bases = len(task.sequence.data)
+    bases, names = len(task.sequence.data), len(task.name.data)
     rows = int((task.stop_chunk - task.first_chunk).sum())
     if task.pipeline == "virus":
         tokens = rows * 6 * (task.chunk_length // 3 + 2 * task.chunk_length + 8)
@@ -215,4 +215,4 @@ def worst_case_bytes(task: ShardTask, settings: WorkerSettings) -> int:
     else:
         tokens = 2 * bases + 8 * rows
     row_bytes = 64 + (4 * settings.embedding_width if task.keep_embeddings else 0)
-    return bases + tokens + rows * row_bytes
+    return names + bases + tokens + rows * row_bytes

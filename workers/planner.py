@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from broker.codec import encode
+from broker.codec import MessageError, encode
 from broker.queue import Broker
 from broker.role import RoleLease
 from ops.durable import FileLock
@@ -43,6 +43,8 @@ MAX_READINGS = 8
 OVERVIEW_EVERY_S, MAX_OVERVIEW = 1.0, 30
 #: A gpu worker says something every lease at least; one that has not for so many is gone.
 GONE_LEASES = 3
+#: What to do about a shard that is too large.
+SMALLER = "restart vnpd with smaller shard_bases and shard_records, and submit it with --force"
 #: Between two questions whether anything is left in Redis.
 ASK_EVERY_S = 1.0
 
@@ -332,10 +334,18 @@ class Planner:
         return False
 
     def _issue(self, job: JobPlan, task: ShardTask) -> bool:
-        """Issues a task; False when Redis has no room for it now, and it waits for its turn."""
+        """Issues a task; False when Redis has no room for it now, and it waits for its turn; and
+        when no message holds it, and its job has failed."""
         charge = worst_case_bytes(task, self.settings)
         try:
-            self.incarnation = self.broker.issue(encode(task), job.id, task.shard, charge)
+            message = encode(task)
+        except MessageError as error:  # it would be the same again, and end us each time
+            self._fail(
+                job.id, MessageError(f"shard {task.shard} cannot be sent: {error}; {SMALLER}")
+            )
+            return False
+        try:
+            self.incarnation = self.broker.issue(message, job.id, task.shard, charge)
         except FullError as error:
             job.hold(task)
             if time.monotonic() > self.tell_full_at:
