@@ -20,6 +20,8 @@ SMALL_BYTES = 1 << 20
 #: One step of reading (an input, a manifest) takes at most about this long: no job waits for a
 #: large neighbour, and whoever watches the planner sees it move.
 SLICE_S = 0.2
+#: What to do about a shard that fits in no message.
+SMALLER = "restart vnpd with smaller shard_bases and shard_records, and submit it with --force"
 
 
 class JobPlan:

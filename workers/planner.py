@@ -20,7 +20,7 @@ from ops.errors import FullError, IdentityError, UnavailableError, VnpError
 from ops.identity import Identity
 from ops.jobs import JobStore, Look, Outcome
 from ops.nouns import ShardTask
-from workers.job_plan import SLICE_S, JobPlan, worst_case_bytes
+from workers.job_plan import SLICE_S, SMALLER, JobPlan, worst_case_bytes
 from workers.logs import get_log
 from workers.loop import main
 from workers.settings import WorkerSettings
@@ -43,8 +43,6 @@ MAX_READINGS = 8
 OVERVIEW_EVERY_S, MAX_OVERVIEW = 1.0, 30
 #: A gpu worker says something every lease at least; one that has not for so many is gone.
 GONE_LEASES = 3
-#: What to do about a shard that is too large.
-SMALLER = "restart vnpd with smaller shard_bases and shard_records, and submit it with --force"
 #: Between two questions whether anything is left in Redis.
 ASK_EVERY_S = 1.0
 
