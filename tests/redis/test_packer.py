@@ -7,7 +7,8 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,16 @@ def shard_task(folder: Path, bases: int) -> ShardTask:
     return next(iter(cut_shards([folder / "x.fa"], params, {})))
 
 
-def begin(settings: WorkerSettings) -> subprocess.Popen[bytes]:
+@contextmanager
+def process_of(settings: WorkerSettings) -> Iterator[subprocess.Popen[bytes]]:
+    """A packer, which is killed in the end."""
     environment = {**os.environ, **settings.to_environment(), SLOT: "0"}
-    return subprocess.Popen([sys.executable, "-m", "workers.packer"], env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "workers.packer"], env=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def deliveries(settings: WorkerSettings, broker: Broker) -> int:
@@ -79,17 +87,13 @@ def test_killed_packers_fail_no_job(
     # Given a task with which five packers were killed, one after another
     broker.issue(encode(shard_task(tmp_path, 1 << 20)), "job", 0, 1)
     for number in range(1, 6):
-        process = begin(settings)
-        until(lambda n=number: deliveries(settings, broker) == n, "the task to be taken", 60)  # type: ignore[misc]
-        process.send_signal(signal.SIGSTOP)
-        process.kill()
-        process.wait()
+        with process_of(settings) as process:
+            until(lambda n=number: deliveries(settings, broker) == n, "the task to be taken", 60)  # type: ignore[misc]
+            process.send_signal(signal.SIGSTOP)
         assert broker.stats().streams[BATCHES].length == 0
     # When another one takes it; Then it is packed
-    process = begin(settings)
-    until(lambda: broker.stats().streams[RESULTS].length == 1, "the account", 60)
-    process.terminate()
-    process.wait(30)
+    with process_of(settings):
+        until(lambda: broker.stats().streams[RESULTS].length == 1, "the account", 60)
     [entry] = broker.take(RESULTS, 1, 50)
     assert isinstance(decode(entry.payload), Account)
     assert broker.stats().streams[BATCHES].length > 0
