@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ops.errors import InternalError
 from ops.nouns import Account, Batch, BatchResult, JobFailure, Ragged, ShardTask, Status
 
-VERSION = 3
+VERSION = 4
 #: Larger messages are neither made nor read. The largest real one, 1,024 rows with the embeddings
 #: of ESM-2 15B and DNABERT-S, has 24 MB.
 MAX_MESSAGE_BYTES = 64 << 20

@@ -195,6 +195,7 @@ class Config(Settings):
             shard_records=self.shard_records,
             lease_s=self.lease_s,
             batch_deadline_s=self.batch_limit_s,
+            stuck_s=self.stuck_s,
             window_shards=self.window_shards,
             window_bytes=self.window_bytes,
             heartbeat_s=self.heartbeat_s,

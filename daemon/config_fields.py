@@ -93,10 +93,11 @@ class Settings(BaseSettings):
     """Most sequences of a batch."""
     max_tokens: int = Field(default=8_192, ge=16, le=32_768)
     """A sequence with more tokens gets the status too_long; part of the identity."""
-    shard_bases: int = Field(default=1 << 20, ge=1_000)
-    """Letters of a shard, the unit of commit: what an interruption may cost."""
-    shard_records: int = Field(default=8_192, ge=1)
-    """Most records of a shard."""
+    shard_bases: int = Field(default=1 << 20, ge=1_000, le=1 << 24)
+    """Letters of a shard, the unit of commit: what an interruption may cost. At most 16777216: it
+    has to fit in a message."""
+    shard_records: int = Field(default=8_192, ge=1, le=65_536)
+    """Most records of a shard; at most 65536."""
     lease_s: float = Field(default=30.0, ge=1.0)
     """How long work stays with a process that does not renew it: what a lost node costs."""
     batch_deadline_s: float = Field(default=0.0, ge=0)

@@ -71,6 +71,7 @@ class Child:
     ready: bool = False
     started_at: float = 0.0
     start_at: float = 0.0
+    end_by: float | None = None  # it was asked to end for a successor's sake, by then
     pause_s: float = FIRST_PAUSE_S
     predecessor_signal: str = ""
     failed_starts: int = 0
@@ -147,6 +148,24 @@ class Child:
             self._report.close()
             self._report = None
 
+    def ask_to_end(self) -> None:
+        """So that a successor takes its place, with the settings of that time. A second SIGTERM
+        would end it at once."""
+        if self.process is not None and self.end_by is None:
+            self.process.terminate()
+            self.end_by = time.monotonic() + STOP_LIMIT_S
+
+    def has_ended_as_asked(self, code: int) -> bool:
+        """False when nobody asked, or it had a reason of its own. Asked once, answered once."""
+        asked, self.end_by = self.end_by is not None, None
+        return asked and code in (0, *FROM_OUTSIDE)
+
+    def succeed(self) -> None:
+        """Starts the successor of a process that has ended as it was asked to."""
+        self.close_report()
+        self.predecessor_signal = ""
+        self.start()
+
     def note_death(self, code: int) -> None:
         """Plans the successor: after a pause, and told of the signal if the work was its cause.
 
@@ -217,18 +236,29 @@ class Supervisor:
             return
         child.read_report()
         code = child.process.poll()
-        if code is None and child.is_stuck:
-            self._end_stuck(child, child.process)
-        if code is not None:
-            child.read_report()
-            child.note_death(code)
-            self.restarts[child.role] += 1
-            self.log.error(
-                "worker.died",
-                message=f"{child.name} ended with {describe_exit(code)}; a fresh one follows",
-                worker=child.name,
-                exit_code=code,
-            )
+        if code is None:
+            self._end_late(child, child.process)
+        elif child.has_ended_as_asked(code):
+            child.succeed()
+        else:
+            self._note_death(child, code)
+
+    def _note_death(self, child: Child, code: int) -> None:
+        child.read_report()
+        child.note_death(code)
+        self.restarts[child.role] += 1
+        self.log.error(
+            "worker.died",
+            message=f"{child.name} ended with {describe_exit(code)}; a fresh one follows",
+            worker=child.name,
+            exit_code=code,
+        )
+
+    def _end_late(self, child: Child, process: subprocess.Popen[bytes]) -> None:
+        if child.is_stuck:
+            self._end_stuck(child, process)
+        elif child.end_by is not None and time.monotonic() > child.end_by:
+            process.kill()
 
     def _end_stuck(self, child: Child, process: subprocess.Popen[bytes]) -> None:
         """SIGKILL says nothing about the batch in hand: that it hangs, its own deadline tells."""
@@ -248,15 +278,13 @@ class Supervisor:
                 child.process.send_signal(signum)
 
     def renew(self, environment: Mapping[str, str], roles: Iterable[str]) -> None:
-        """Gives all children new settings; those of the roles are replaced one after another, the
-        others take them up when they are replaced for another reason."""
+        """Gives all children new settings. Those of the roles are asked to end, and `tick` replaces
+        them as they do: whoever waited here would leave systemd's watchdog unfed. The others take
+        the settings up when they are replaced for another reason."""
         for child in self.children:
             child.environment = {**child.environment, **environment}
-            if child.role in roles and child.process is not None:
-                child.process.terminate()
-                end_process(child.process, time.monotonic() + STOP_LIMIT_S)
-                child.close_report()
-                child.start()
+            if child.role in roles:
+                child.ask_to_end()
 
     def stop(self, limit_s: float = STOP_LIMIT_S) -> None:
         """Ends all children in STOP_ORDER, each with what is left of limit_s, then Redis."""

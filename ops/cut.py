@@ -1,11 +1,11 @@
 """Cutting an input into shards: from the input and the job's parameters alone, so that every run of
 the job cuts the same.
 
-A shard is a run of consecutive records of at most `shard_bases` letters and `shard_records`
-records. A record with more letters is *huge*: it has shards of its own, runs of its chunks. To cut
-a huge record its length must be known before its end has been read, hence the two passes: the first
-validates, counts, digests and remembers the lengths of huge records (at most one per `shard_bases`
-letters of input, nothing of the others); the second makes the tasks.
+A shard is a run of consecutive records of at most `shard_bases` letters, `shard_records` records
+and SHARD_NAME_BYTES of names. A record with more letters is *huge*: it has shards of its own, runs
+of its chunks. To cut a huge record its length must be known before its end has been read, hence the
+two passes: the first validates, counts, digests and remembers the lengths of huge records (at most
+one per `shard_bases` letters of input, nothing of the others); the second makes the tasks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ops.errors import DataError
-from ops.fasta import Alphabet, Piece, input_digest, read_inputs
+from ops.fasta import Alphabet, Piece, input_digest, name_bytes, read_inputs
 from ops.frames import chunk_bounds, num_chunks
 from ops.identity import Identity
 from ops.jobs import Plan
@@ -29,6 +29,9 @@ from ops.nouns import Ragged, ShardTask
 
 SHARD_BASES = 1 << 20
 SHARD_RECORDS = 8_192
+#: Bytes of a shard's names, which fit in a message beside its letters. So many that SHARD_RECORDS
+#: names of any length never reach it; only more records with very long names do.
+SHARD_NAME_BYTES = 32 << 20
 #: A protein or DNA sequence that is embedded whole is never cut. One longer than this has more
 #: tokens than any model takes (a DNABERT-S token has at most 32 bases), and is not even carried.
 LONGEST_WHOLE = 1 << 20
@@ -98,24 +101,29 @@ class _Group:
     params: CutParams
     records: int = 0
     letters: int = 0
+    name_bytes: int = 0
 
-    def has_room(self, length: int) -> bool:
-        full = self.records >= self.params.shard_records
-        return not full and self.letters + length <= self.params.shard_bases
+    def has_room(self, length: int, name: str) -> bool:
+        if self.records >= self.params.shard_records:
+            return False
+        named = self.name_bytes + name_bytes(name) <= SHARD_NAME_BYTES
+        return named and self.letters + length <= self.params.shard_bases
 
-    def add(self, length: int) -> None:
+    def add(self, length: int, name: str) -> None:
         self.records += 1
         self.letters += length
+        self.name_bytes += name_bytes(name)
 
     def clear(self) -> bool:
         """Empties it; True when it held a shard."""
         held = self.records > 0
-        self.records = self.letters = 0
+        self.records = self.letters = self.name_bytes = 0
         return held
 
 
 class DistinctNames:
-    """Told all names, finds two that are alike; 8 bytes a name, of its BLAKE2b digest."""
+    """Told all names, finds two that are alike; 8 bytes a name, of its BLAKE2b digest, and as much
+    again for the search: the one thing in a planner that grows with the input."""
 
     def __init__(self) -> None:
         self._digests = array("Q")
@@ -127,10 +135,10 @@ class DistinctNames:
     def check(self) -> None:
         """Raises DataError for two records of one name."""
         digests = np.frombuffer(self._digests, np.uint64)
-        order = np.argsort(digests, kind="stable")
-        twice = np.flatnonzero(np.diff(digests[order]) == 0)
+        ascending = np.sort(digests)
+        twice = np.flatnonzero(ascending[1:] == ascending[:-1])
         if len(twice):
-            first, second = (order[twice[0] + at] + 1 for at in (0, 1))
+            first, second = np.flatnonzero(digests == ascending[twice[0]])[:2] + 1
             raise DataError(
                 f"records {first} and {second} of the input have the same name; rename one, or "
                 "leave --strict out (records are told apart by their order)"
@@ -162,7 +170,7 @@ class PlanScan:
             if self.params.pipeline != "protein":
                 self._ambiguous += len(piece.letters.translate(None, b"ACGTU"))
             if piece.last:
-                self._add_record(piece.ordinal, piece.start + len(piece.letters))
+                self._add_record(piece.ordinal, piece.start + len(piece.letters), piece.name)
                 if self._names is not None:
                     self._names.add(piece.name)
             yield self._letters
@@ -170,16 +178,16 @@ class PlanScan:
         if self._names is not None:
             self._names.check()
 
-    def _add_record(self, ordinal: int, length: int) -> None:
+    def _add_record(self, ordinal: int, length: int, name: str) -> None:
         self._records += 1
         self._chunks += self.params.chunks_of(length)
         if length > self.params.huge_from:
             self._huge[ordinal] = length
             self._shards += self._group.clear() + self.params.shards_of_huge(length)
             return
-        if not self._group.has_room(length):
+        if not self._group.has_room(length, name):
             self._shards += self._group.clear()
-        self._group.add(length)
+        self._group.add(length, name)
 
     @property
     def result(self) -> Plan:
@@ -314,9 +322,9 @@ class _Cutter:
         yield from self._flush()
 
     def _add_record(self, piece: Piece, letters: bytes) -> Iterator[ShardTask | None]:
-        if not self.group.has_room(len(letters)):
+        if not self.group.has_room(len(letters), piece.name):
             yield from self._flush()
-        self.group.add(len(letters))
+        self.group.add(len(letters), piece.name)
         chunks = self.params.chunks_of(len(letters))
         self.parts.append(_Part(piece.ordinal, piece.name, len(letters), 0, chunks, 0, letters))
 

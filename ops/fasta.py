@@ -10,6 +10,7 @@ What it accepts and what it refuses, each case with one outcome:
 | empty file; a record without letters, also the last | no records; a record of length 0 |
 | the same name twice | read; records are told apart by their ordinal |
 | a header that is not UTF-8 | read as Latin-1 |
+| a name (the header's first word) of over 4 KiB, a header of over 1 MiB | refused |
 | letters that the alphabet lacks (digits, `*`, `-`, NUL; protein read as nucleotide) | refused |
 | FASTQ, four lines a record | read; the qualities are dropped |
 | text before the first `>` (HTML, a table) | refused |
@@ -34,6 +35,8 @@ Alphabet = Literal["nucleotide", "protein"]
 #: A record longer than this arrives in several pieces.
 PIECE_LETTERS = 1 << 20
 MAX_HEADER_BYTES = 1 << 20
+#: In UTF-8. Names travel with every shard, and thousands of them have to fit in a message.
+MAX_NAME_BYTES = 4 << 10
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 LETTERS: dict[str, bytes] = {
@@ -77,6 +80,11 @@ def read_inputs(
         reader = _Reader(path, alphabet, ordinal)
         yield from reader.pieces(read_blocks(path, roots), digest)
         ordinal = reader.next_ordinal
+
+
+def name_bytes(name: str) -> int:
+    """Bytes of a name in UTF-8."""
+    return len(name) if name.isascii() else len(name.encode())
 
 
 def input_digest() -> hashlib._Hash:
@@ -159,18 +167,26 @@ class _Reader:
             at = offset
             if self._open is None:
                 header, _, body = body[number == 0 :].partition(b"\n")
+                self._begin(header, text, at)
                 at += len(header) + 1 + (number == 0)
-                self._begin(header)
             yield self._piece(body, text, at, last)
             offset += len(bodies[number]) + 2
         self._line += text.count(b"\n")
 
-    def _begin(self, header: bytes) -> None:
+    def _begin(self, header: bytes, text: bytes, at: int) -> None:
+        """The header stands in `text` from offset `at` on: for messages only."""
         try:
             words = header.decode("utf-8").split(None, 1)
         except UnicodeDecodeError:
             words = header.decode("latin-1").split(None, 1)
         name, description = (*words, "", "")[:2]
+        if len(header) > MAX_NAME_BYTES // 2 and name_bytes(name) > MAX_NAME_BYTES:
+            line = self._line + text[:at].count(b"\n")
+            raise DataError(
+                f"{self.path}, line {line}: a name of "
+                f"{name_bytes(name)} bytes, {name[:40]!r}...; the limit is {MAX_NAME_BYTES}: "
+                "put a space after the first word of the header, or shorten it"
+            )
         self._open = (name, description.rstrip(), 0)
 
     def _piece(self, body: bytes, text: bytes, at: int, last: bool) -> Piece:

@@ -203,7 +203,11 @@ def read_manifest(path: Path) -> ManifestState:
 
 
 class ManifestTail:
-    """Follows a manifest that a writer appends to, from another process; one `stat` when idle."""
+    """Follows a manifest that a writer appends to, from another process.
+
+    Every look opens the file: an NFS client asks its server then (close-to-open), while what it
+    tells of a path may be seconds old.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -230,12 +234,19 @@ class ManifestTail:
         return new
 
     def _read_on(self) -> list[ShardLine]:
-        stat = self.path.stat()
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return self._read_on_in(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _read_on_in(self, descriptor: int) -> list[ShardLine]:
+        stat = os.fstat(descriptor)
         if stat.st_ino != self._inode or stat.st_size < self._offset:
             self._start_over(stat.st_ino)
         if stat.st_size == self._offset:
             return []
-        with self.path.open("rb") as stream:
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
             stream.seek(self._offset)
             return [shard for shard in map(self._take, scan(stream, self.path)) if shard]
 

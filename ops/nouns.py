@@ -132,6 +132,7 @@ class ShardTask:
     sequence: Ragged  # uint8, upper-case letters: the bases from `offset` that those chunks cover
     min_length: int = 0  # records with fewer letters are filtered
     max_ambiguous: int = 100  # percent; chunks with a larger share of such letters are not computed
+    attempts: int = 0  # packers that it has ended
 
 
 @dataclass(frozen=True, eq=False)

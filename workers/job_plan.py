@@ -20,6 +20,8 @@ SMALL_BYTES = 1 << 20
 #: One step of reading (an input, a manifest) takes at most about this long: no job waits for a
 #: large neighbour, and whoever watches the planner sees it move.
 SLICE_S = 0.2
+#: What to do about a shard that fits in no message.
+SMALLER = "restart vnpd with smaller shard_bases and shard_records, and submit it with --force"
 
 
 class JobPlan:
@@ -207,7 +209,7 @@ def worst_case_bytes(task: ShardTask, settings: WorkerSettings) -> int:
 
     A virus chunk of C bases has at most 6 frames of C/3 residues and C DNA tokens (2 bytes each).
     """
-    bases = len(task.sequence.data)
+    bases, names = len(task.sequence.data), len(task.name.data)
     rows = int((task.stop_chunk - task.first_chunk).sum())
     if task.pipeline == "virus":
         tokens = rows * 6 * (task.chunk_length // 3 + 2 * task.chunk_length + 8)
@@ -215,4 +217,4 @@ def worst_case_bytes(task: ShardTask, settings: WorkerSettings) -> int:
     else:
         tokens = 2 * bases + 8 * rows
     row_bytes = 64 + (4 * settings.embedding_width if task.keep_embeddings else 0)
-    return bases + tokens + rows * row_bytes
+    return names + bases + tokens + rows * row_bytes

@@ -12,14 +12,14 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from broker.codec import encode
+from broker.codec import MessageError, encode
 from broker.queue import Broker
 from ops.durable import FileLock
 from ops.errors import FullError, IdentityError, UnavailableError, VnpError
 from ops.identity import Identity
 from ops.jobs import JobStore, Look, Outcome
 from ops.nouns import ShardTask
-from workers.job_plan import SLICE_S, JobPlan, worst_case_bytes
+from workers.job_plan import SLICE_S, SMALLER, JobPlan, worst_case_bytes
 from workers.logs import get_log
 from workers.loop import main
 from workers.settings import WorkerSettings
@@ -330,10 +330,18 @@ class Planner:
         return False
 
     def _issue(self, job: JobPlan, task: ShardTask) -> bool:
-        """Issues a task; False when Redis has no room for it now, and it waits for its turn."""
+        """Issues a task; False when Redis has no room for it now, and it waits for its turn; and
+        when no message holds it, and its job has failed."""
         charge = worst_case_bytes(task, self.settings)
         try:
-            self.incarnation = self.broker.issue(encode(task), job.id, task.shard, charge)
+            message = encode(task)
+        except MessageError as error:  # it would be the same again, and end us each time
+            self._fail(
+                job.id, MessageError(f"shard {task.shard} cannot be sent: {error}; {SMALLER}")
+            )
+            return False
+        try:
+            self.incarnation = self.broker.issue(message, job.id, task.shard, charge)
         except FullError as error:
             job.hold(task)
             if time.monotonic() > self.tell_full_at:

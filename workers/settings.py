@@ -43,6 +43,7 @@ class WorkerSettings:
     shard_records: int = 8_192
     lease_s: float = 30.0
     batch_deadline_s: float = 3_600.0
+    stuck_s: float = 120.0  # without a step; the supervisor kills a process then
     window_shards: int = 0  # 0: as many as the gpu workers need
     window_bytes: int = 1 << 30
     heartbeat_s: float = 10.0

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import codec
-from broker.codec import MAX_MESSAGE_BYTES, MessageError, Noun, decode, encode
+from broker.codec import MAX_MESSAGE_BYTES, VERSION, MessageError, Noun, decode, encode
 from ops.nouns import Account, Batch, BatchResult, JobFailure, Ragged, ShardTask, Status
 
 
@@ -237,13 +237,13 @@ def test_reasons_belong_to_failed_rows(reasons: object) -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ([1, 1, []], "message of version 1, this vnp reads 3"),
-        ([3, 99, []], "unknown kind 99"),
-        ([3, [], []], "unknown kind"),
-        ([3, True, []], "unknown kind"),
-        ([3, 5, []], "wrong number of values"),
-        ([3, 5, {"job": "j"}], "wrong number of values"),
-        ([3, 5], "not .version, kind, values"),
+        ([1, 1, []], f"message of version 1, this vnp reads {VERSION}"),
+        ([VERSION, 99, []], "unknown kind 99"),
+        ([VERSION, [], []], "unknown kind"),
+        ([VERSION, True, []], "unknown kind"),
+        ([VERSION, 5, []], "wrong number of values"),
+        ([VERSION, 5, {"job": "j"}], "wrong number of values"),
+        ([VERSION, 5], "not .version, kind, values"),
         ({"kind": 5}, "not .version, kind, values"),
         (7, "not .version, kind, values"),
     ],

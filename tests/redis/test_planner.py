@@ -34,13 +34,12 @@ SHARDS = 4
 class Bench(Nodes):
     """A shared folder, and planners of several nodes on one Redis."""
 
-    def planner(self, node: str = "a") -> Planner:
+    def planner(self, node: str = "a", shard_bases: int = 1_000) -> Planner:
         mount = self.mount(node)
         if not mount.is_symlink():
             mount.symlink_to(self.folder / "shared")
-        return self.begin(
-            "planner", Planner, node, shared_dir=str(mount), shard_bases=1_000, shard_records=1
-        )
+        settings = {"shared_dir": str(mount), "shard_bases": shard_bases, "shard_records": 1}
+        return self.begin("planner", Planner, node, **settings)
 
     def mount(self, node: str) -> Path:
         """Where a node sees the shared folder."""
@@ -48,8 +47,12 @@ class Bench(Nodes):
 
     def submit(self, job: str, shards: int = SHARDS) -> JobSpec:
         """A job of as many records as shards."""
+        text = "".join(f">r{number}\n{'ACGT' * 100}\n" for number in range(shards))
+        return self.submit_text(job, text)
+
+    def submit_text(self, job: str, text: str) -> JobSpec:
         path = self.folder / f"{job}.fa"
-        path.write_text("".join(f">r{number}\n{'ACGT' * 100}\n" for number in range(shards)))
+        path.write_text(text)
         facts = path.stat()
         inputs = (InputFile(str(path), facts.st_size, facts.st_mtime_ns),)
         spec = make_spec(self.folder / f"{job}.out", id=job, inputs=inputs)
@@ -158,6 +161,39 @@ def test_damaged_manifest_fails_its_job_and_no_other(bench: Bench, make_broker: 
     assert "is damaged at byte" in outcome.message
     bench.commit(sound, *range(SHARDS))
     steps(planner, lambda: len(planner.jobs["sound"].committed) == SHARDS)
+
+
+def test_job_whose_names_fit_in_no_message_fails_alone(bench: Bench) -> None:
+    # Given a job of names that no message holds, and another one
+    planner = bench.planner()
+    text = "".join(f">{number}{'n' * 1_000_000}\nACGT\n" for number in range(70))
+    bench.submit_text("huge", text)
+    spec = bench.begun(planner, "sound")
+    # Then it is refused, and the other one goes on
+    outcome = bench.store.outcome("huge")
+    assert outcome is not None
+    assert (outcome.exit_code, "line 1: a name of" in outcome.message) == (65, True)
+    steps(planner, lambda: len(planner.jobs["sound"].open) == SHARDS)
+    bench.commit(spec, *range(SHARDS))
+    steps(planner, lambda: len(planner.jobs["sound"].committed) == SHARDS)
+
+
+def test_job_with_a_shard_that_fits_in_no_message_fails_alone(bench: Bench) -> None:
+    # Given shards that are larger than a message may be, which no configuration allows
+    planner = bench.planner(shard_bases=80 << 20)
+    letters = "ACGT" * 100
+    bench.submit_text("huge", ">a\n" + "ACGT" * (70 << 18) + "\n")
+    steps(planner, lambda: bench.store.plan_or_none("huge") is not None)
+    bench.open(bench.store.spec("huge"))
+    bench.submit_text("sound", f">b\n{letters}\n")
+    steps(planner, lambda: bench.store.plan_or_none("sound") is not None)
+    bench.open(bench.store.spec("sound"))
+    # When they are issued; Then that job fails, and the other one goes on
+    steps(planner, lambda: bench.store.outcome("huge") is not None)
+    outcome = bench.store.outcome("huge")
+    assert outcome is not None
+    assert "shard 0 cannot be sent: message of" in outcome.message
+    steps(planner, lambda: bool("sound" in planner.jobs and planner.jobs["sound"].open))
 
 
 def test_successor_forgets_what_ended_while_nobody_planned(

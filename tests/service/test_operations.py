@@ -141,6 +141,10 @@ def test_idle_is_not_stuck(make_service: Callable[..., Service]) -> None:
     assert {child.pid for child in service.children()} == before
 
 
+def pids(service: Service, *roles: str) -> set[int]:
+    return {process.pid for role in roles for process in service.processes(role)}
+
+
 def test_reload(make_service: Callable[..., Service], reads: Path, tmp_path: Path) -> None:
     # Given a service with a configuration file, and a job at work
     config = tmp_path / "vnp.toml"
@@ -150,10 +154,13 @@ def test_reload(make_service: Callable[..., Service], reads: Path, tmp_path: Pat
     assert service.process is not None
     job = service.submit(reads, service.folder / "out")
     gpu = service.processes("gpu")[0].pid
+    others = pids(service, "planner", "packer", "writer")
     # When a live setting changes; Then it is taken up, and the models stay
     config.write_text("heartbeat_s = 0.2\n")
     service.process.send_signal(signal.SIGHUP)
     until(lambda: bool(events(service, "config.reloaded")), "the reload")
+    until(lambda: not others & pids(service, "planner", "packer", "writer"), "their successors")
+    assert events(service, "worker.died") == []
     # And one that is not live, or no setting at all, is refused with what to do
     for text, words in (("namespace = 'b'\n", "restart vnpd"), ("device = 'x'\n", "cpu, cuda")):
         count = len(events(service, "config.refused"))

@@ -155,6 +155,14 @@ def test_unknown_variable_is_refused_with_a_suggestion(monkeypatch: pytest.Monke
         ({"dtype": "fp64"}, "setting dtype: input should be 'auto', 'fp32', 'fp16', 'bf16'"),
         ({"attention": "plane"}, "setting attention: input should be 'auto', 'triton'"),
         ({"packers": "many"}, "setting packers: input should be a valid integer"),
+        (
+            {"shard_bases": 1 << 25},
+            "setting shard_bases: input should be less than or equal to 16777",
+        ),
+        (
+            {"shard_records": 1 << 20},
+            "setting shard_records: input should be less than or equal to 6",
+        ),
         ({"packers": -1}, "setting packers: input should be greater than or equal to 0, not '-1'"),
         ({"device": "gpu"}, "setting device: 'gpu' is not cpu, cuda or cuda:N"),
         ({"device": "cuda:"}, "setting device: 'cuda:' is not cpu, cuda or cuda:N"),

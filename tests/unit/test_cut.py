@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ops import cut as cut_module
 from ops import fasta, source
-from ops.cut import CutParams, cut_shards, plan_input
+from ops.cut import SHARD_RECORDS, CutParams, cut_shards, plan_input
 from ops.errors import DataError
 from ops.frames import chunk_bounds
 from ops.jobs import Plan
@@ -114,6 +115,21 @@ def test_limits_of_a_shard(tmp_path: Path) -> None:
     ]
     assert [task.first_chunk.tolist() for task in tasks[5:10]] == [[0], [20], [40], [60], [80]]
     assert max(len(task.sequence.data) for task in tasks) <= 1_000
+
+
+def test_names_of_a_shard_fit_in_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given names that are as long as all else is short; é has two bytes
+    monkeypatch.setattr(cut_module, "SHARD_NAME_BYTES", 4_000)
+    path = tmp_path / "x.fa"
+    path.write_text("".join(f">{'é' * 900}\nACGT\n" for _ in range(5)))
+    # Then both passes close a shard before its names are too many
+    cut = params(shard_records=100)
+    assert [task.record.tolist() for task in cut_of(path, cut)] == [[0, 1], [2, 3], [4]]
+    assert plan_of(path, cut).shards == 3
+
+
+def test_names_do_not_change_the_cut_of_full_default_shards() -> None:
+    assert SHARD_RECORDS * fasta.MAX_NAME_BYTES <= cut_module.SHARD_NAME_BYTES
 
 
 def test_skipped_shards_change_nothing_of_the_others(tmp_path: Path) -> None:

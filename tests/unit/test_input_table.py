@@ -19,6 +19,7 @@ from ops.unpack import zstd
 RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
 Records = list[tuple[str, bytes]]
 ONE: Records = [("a", b"ACGT")]
+LONG: Records = [("n" * 4_096, b"ACGT")]
 TEXT = b">a\nACGT\n"
 BOM = b"\xef\xbb\xbf"
 ZSTD_OF_TWO = zstd.compress(b">a\nAC") + zstd.compress(b"GT\n")
@@ -56,6 +57,7 @@ READ: dict[str, list[tuple[bytes, Records]]] = {
         (">é ü\nACGT\n".encode(), [("é", b"ACGT")]),
         (">é ü\nACGT\n".encode("latin-1"), [("é", b"ACGT")]),
     ],
+    "a header of up to 1 MiB": [(b">" + b"n" * 4_096 + b" " + b"x" * 900_000 + b"\nACGT\n", LONG)],
     "two records of one name": [(TEXT + TEXT, ONE * 2)],
     "FASTQ of four lines a record": [(b"@a x\nACGT\n+\n@>;I\n", ONE)],
     "gzip, bgzip, zstd, bzip2, xz": [
@@ -88,6 +90,12 @@ REFUSED: dict[str, list[tuple[bytes, str]]] = {
         (TEXT.decode().encode("utf-16"), "not FASTA"),
     ],
     "a header of over 1 MiB": [(b">" + b"x" * (3 << 20), "a header of over 1 MiB")],
+    "a name (the header's first word) of over 4 KiB": [
+        (TEXT + b">" + b"x" * 4_097 + b" text\nACGT\n", "line 3: a name of 4097 bytes"),
+        (b">" + "é".encode("latin-1") * 2_049 + b"\nACGT\n", "line 1: a name of 4098 bytes"),
+        (b"@" + b"x" * 4_097 + b"\nACGT\n+\nIIII\n", "line 1: a name of 4097 bytes"),
+        (TEXT + b"\n>b\nAC\n>" + b"x" * (1 << 20) + b"\nACGT\n", "line 6: a name of 1048576"),
+    ],
     "FASTQ of more lines, cut off, or of other lengths than its marks": [
         (b"@a\nAC\nGT\n+\nII\nII\n", "not a FASTQ record of four lines"),
         (b"@a\nACGT\n+\n", "cut off"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 import zlib
@@ -178,6 +179,23 @@ def test_tail_reads_a_replaced_manifest_anew(tmp_path: Path) -> None:
     (tmp_path / "new").replace(path)
     # Then the tail follows
     assert [line.shard for line in tail.poll()] == [7]
+
+
+def test_tail_believes_the_open_file_and_not_what_is_told_of_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given what an NFS client tells of a path for seconds after another node has appended
+    path = tmp_path / "m"
+    data = write(path, LINES[:3])
+    tail = ManifestTail(path)
+    assert [line.shard for line in tail.poll()] == [0]
+    before, ask = path.stat(), os.stat
+    path.write_bytes(data + encode_line(LINES[3]))
+    monkeypatch.setattr(
+        os, "stat", lambda name, **how: before if name == path else ask(name, **how)
+    )
+    # When it is followed; Then the new line is seen at once
+    assert len(tail.poll()) == 1
 
 
 def test_tail_after_recovery_has_cut_a_torn_line(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from broker.server import PrivateServer
+from daemon import supervisor as supervisor_module
 from daemon.config_load import load
 from daemon.supervisor import (
     LONGEST_PAUSE_S,
@@ -332,3 +333,40 @@ def test_device_that_is_hidden_from_us(
 def test_exit_codes_in_words() -> None:
     assert describe_exit(-9) == "signal SIGKILL"
     assert describe_exit(1) == "exit code 1"
+
+
+# -- new settings ----------------------------------------------------------------------------------
+
+
+def test_renewed_roles_are_replaced_while_the_supervisor_goes_on(
+    supervise: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given packers, half of which do not end when they are told to, and a planner
+    monkeypatch.setattr(supervisor_module, "STOP_LIMIT_S", 2.0)
+    supervisor = supervise(packer=4, planner=1)
+    tick_until(supervisor, lambda: supervisor.ready, "five children")
+    *packers, planner = supervisor.children
+    before = {child.name: pid_of(child) for child in supervisor.children}
+    for child in packers[:2]:
+        os.kill(pid_of(child), signal.SIGSTOP)
+    packers[0].predecessor_signal = "SIGSEGV"  # of the one that is replaced, long ago
+    # When packers get other settings
+    ticks = []
+    supervisor.renew({"TEST_RENEWED": "yes"}, ["packer"])
+    # Then the supervisor moves, and feeds its watchdog, while they are waited for
+    tick_until(
+        supervisor,
+        lambda: not ticks.append(1) and supervisor.ready and not any(c.end_by for c in packers),  # type: ignore[func-returns-value]
+        "four other packers",
+    )
+    assert len(ticks) > 10
+    # And all of them have been replaced, by order and not for a fault
+    for child in packers:
+        assert pid_of(child) != before[child.name]
+        environment = psutil.Process(pid_of(child)).environ()
+        assert environment["TEST_RENEWED"] == "yes"
+        assert environment["VNP_PREDECESSOR_SIGNAL"] == ""
+    assert supervisor.restarts == {"packer": 0, "planner": 0}
+    # And nobody else, who takes the settings up later
+    assert pid_of(planner) == before["planner-0"]
+    assert planner.environment["TEST_RENEWED"] == "yes"
