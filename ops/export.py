@@ -1,7 +1,8 @@
 """`vnp export`: a finished job's tables and embeddings in the formats that other programs read.
 
-All of it comes from the shards, one at a time, so that memory does not grow with the job, but for the names, which must be told apart. Every
-file appears whole or not at all, and the same job gives the same values in each format.
+All of it comes from the shards, one at a time, so that memory does not grow with the job but for
+the names, which have to be told apart. Every file appears whole or not at all, and the same job
+gives the same values in each format.
 
 | format | files |
 |---|---|
