@@ -135,12 +135,18 @@ def wait_for(config: Config, jobs: Sequence[str], verbose: bool) -> int:
     """The largest exit code of some jobs; verbose: their events meanwhile."""
     from daemon import client
 
+    echo = partial(click.echo, err=True)
     if not verbose:
-        return client.wait(config, jobs)
+        return client.wait(config, jobs, echo)
     from daemon.events import told_of_jobs
 
-    with told_of_jobs(config, jobs, partial(click.echo, err=True)):
-        return client.wait(config, jobs)
+    last: list[str] = []  # after the events, which a thread tells
+    try:
+        with told_of_jobs(config, jobs, echo):
+            return client.wait(config, jobs, last.append)
+    finally:
+        for line in last:
+            echo(line)
 
 
 @vnp.command()

@@ -8,7 +8,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -246,8 +246,10 @@ def retry(config: Config, job: str) -> str:
     return store.create(again)
 
 
-def wait(config: Config, jobs: Sequence[str]) -> int:
+def wait(config: Config, jobs: Sequence[str], tell: Callable[[str], None]) -> int:
     """Returns when all jobs have ended: the largest of their exit codes.
+
+    tell: is told, a line each, which of them have not ended well, and why.
 
     Raises UnavailableError when the service ends before them.
     """
@@ -260,6 +262,6 @@ def wait(config: Config, jobs: Sequence[str]) -> int:
             find_service(config)
             time.sleep(WAIT_POLL_S)
         if outcome.exit_code:
-            print(f"vnp: {job} {outcome.state}: {outcome.message}", file=sys.stderr)
+            tell(f"vnp: {job} {outcome.state}: {outcome.message}")
         codes.append(outcome.exit_code)
     return max(codes, default=0)

@@ -21,7 +21,7 @@ from typing import NoReturn, Protocol, TypeVar
 
 from broker.codec import MessageError, Noun, decode
 from broker.queue import Broker, Entry
-from ops.errors import InternalError, UnavailableError, VnpError
+from ops.errors import HeldError, InternalError, UnavailableError, VnpError
 from workers.logs import configure_logs, get_log
 from workers.pulse import Pulse
 from workers.settings import WorkerSettings
@@ -78,8 +78,11 @@ def main(role: str, make_worker: Callable[[WorkerSettings, str], Worker]) -> Non
     try:
         worker = make_worker(settings, consumer)
     except VnpError as error:
-        # Without a code it is worth another try.
-        _report({"error": str(error), **({} if error.may_pass else {"exit_code": error.exit_code})})
+        report: dict[str, object] = {"error": str(error)}
+        # Without a code it is worth another try: a full disk, say. A lock is held for long.
+        if isinstance(error, HeldError) or not error.may_pass:
+            report["exit_code"] = error.exit_code
+        _report(report)
         _leave(error.exit_code)
     except Exception as error:  # memory that is taken for the moment, say: worth another try
         _log_failure(role, error)

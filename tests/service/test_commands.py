@@ -74,7 +74,7 @@ def test_logs_tell_the_life_of_a_job(service: Service, finished: Finished) -> No
     assert told(service.vnp("logs", "--follow", job)) == text
     names = [json.loads(line)["event.name"] for line in text.splitlines()]
     assert [name for name in names if name != "job.progress"] == [
-        *("job.planned", "job.started", "job.checkpointed", "job.finished"),
+        *("job.planned", "job.started", "job.checkpointed", "job.finishing", "job.finished"),
     ]
 
 
