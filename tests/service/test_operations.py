@@ -31,6 +31,14 @@ def reads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def fewer_reads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For what is computed more than once."""
+    path = tmp_path_factory.mktemp("input") / "fewer.fa"
+    write_input(path, 4_000, seed=7)
+    return path
+
+
 @pytest.fixture
 def make_service(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     made = []
@@ -64,14 +72,14 @@ def get(port: int, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_preempted_and_resumed(make_service: Callable[..., Service], reads: Path) -> None:
+def test_preempted_and_resumed(make_service: Callable[..., Service], fewer_reads: Path) -> None:
     with Metadata("gcp") as cloud:
         # Given the bytes of an undisturbed run, and the same job at work on a spot machine
         service = make_service(preemption="gcp", preemption_url=cloud.url)
         service.start()
         plain, out = service.folder / "plain", service.folder / "out"
-        service.wait(service.submit(reads, plain, "--embeddings"))
-        job = service.submit(reads, out, "--embeddings")
+        service.wait(service.submit(fewer_reads, plain, "--embeddings"))
+        job = service.submit(fewer_reads, out, "--embeddings")
         until(lambda: shards_done(out) >= 1, "a shard")
         # When the machine is about to go
         assert service.process is not None
