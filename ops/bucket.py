@@ -96,7 +96,12 @@ def open_store(url: str, *, in_haste: bool = False) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0][:300]
+    line = str(error).split("\n", 1)[0][:300]
+    # Where it has no others, the library asks the machine for its role's.
+    if "/latest/api/token" not in line:
+        return line
+    keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    return f"no credentials: set {keys}, or give this machine a role ({line})"
 
 
 class Bucket:

@@ -596,6 +596,16 @@ def test_store_that_does_not_answer(
     assert "\n" not in str(caught.value)
 
 
+def test_credentials_that_are_missing_are_named(
+    store: Proxy, without_retries: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(StoreError, match="no credentials: set AWS_ACCESS_KEY_ID"):
+        open_job("s3://bucket/here")  # type: ignore[arg-type]
+
+
 def test_commits_side_by_side(store: Proxy, out: str, in_a_folder: dict[str, str]) -> None:
     # Given a store that takes its time, and threads that commit all shards at once
     def slowly(method: str, path: str) -> str:
