@@ -175,7 +175,7 @@ def test_reload() -> None:
 
 def test_watchdog() -> None:
     # Given limits of seconds, and an idle service
-    drop_in("vnp", DROP_IN + "WatchdogSec=4\nEnvironment=VNP_STUCK_S=5 VNP_BATCH_DEADLINE_S=1\n")
+    drop_in("vnp", DROP_IN + "WatchdogSec=4\nEnvironment=VNP_STUCK_S=5\n")
     run("systemctl", "daemon-reload")
     run("systemctl", "restart", "vnp")
     restarts, packer = int(show("NRestarts")), worker("packer")
@@ -191,6 +191,10 @@ def test_watchdog() -> None:
     # And a stuck supervisor is ended by systemd's watchdog, and the service comes back
     os.kill(int(show("MainPID")), 19)
     until(lambda: int(show("NRestarts")) > restarts and is_active())
+    # And the limits are the usual ones again: a slow machine needs longer for a batch
+    drop_in("vnp", DROP_IN)
+    run("systemctl", "daemon-reload")
+    run("systemctl", "restart", "vnp")
 
 
 def test_stop(reads: str) -> None:
