@@ -37,21 +37,22 @@ ReadRecords = Callable[[], Iterable[RecordPiece]]
 
 
 def read_shards(
-    place: Place,
-    files: Iterable[str],
-    identity: Identity,
-    *,
-    first: int = 0,
-    embeddings: bool = False,
+    place: Place, files: Iterable[str], identity: Identity, *, embeddings: bool = False
 ) -> Iterator[ShardData]:
-    """Shards of a job in order, from that number on. Raises CorruptionError."""
-    for number, file in enumerate(files, first):
-        shard = read_shard_of(place, file, embeddings)
-        if (shard.account.shard, shard.account.identity) != (number, identity.digest):
-            raise CorruptionError(
-                f"{place.path(file)} is not shard {number} of this job; use --force"
-            )
-        yield shard
+    """The first shards of a job, or all of them, from their files in order. Raises
+    CorruptionError."""
+    for number, file in enumerate(files):
+        yield read_nth_shard(place, file, number, identity, embeddings=embeddings)
+
+
+def read_nth_shard(
+    place: Place, file: str, number: int, identity: Identity, *, embeddings: bool = False
+) -> ShardData:
+    """The shard of that number. Raises CorruptionError, also for one of another job."""
+    shard = read_shard_of(place, file, embeddings)
+    if (shard.account.shard, shard.account.identity) != (number, identity.digest):
+        raise CorruptionError(f"{place.path(file)} is not shard {number} of this job; use --force")
+    return shard
 
 
 def read_shard_of(place: Place, file: str, embeddings: bool = True) -> ShardData:

@@ -18,7 +18,7 @@ from typing import Any
 from ops.durable import describe_os_error
 from ops.errors import IdentityError, InternalError
 from ops.files import RUN
-from ops.finish import ReadRecords, Tables, read_shards
+from ops.finish import ReadRecords, Tables, read_nth_shard
 from ops.gather import ShardGather
 from ops.identity import mismatch, require_same
 from ops.jobs import JobSpec, Plan, utc_now
@@ -209,8 +209,7 @@ class Output:
         end = tables.num_shards + at_most
         while (number := tables.num_shards) in self._files and number < end:
             check()
-            [shard] = read_shards(self.place, [self._files[number]], self._identity, first=number)
-            tables.add(shard)
+            tables.add(read_nth_shard(self.place, self._files[number], number, self._identity))
 
     @property
     def can_write_ahead(self) -> bool:

@@ -36,14 +36,17 @@ class Pools:
         return self._uploads if held.is_remote else self._commits
 
     def of_opening(self, held: OpenJob, num_shards: int) -> ThreadPoolExecutor:
-        if held.waits_for:
-            return self._waiting
-        return self._large_openings if num_shards >= AHEAD_FROM else self._outputs
+        return self._of_output(held, num_shards, self._large_openings)
 
     def of_tables(self, held: OpenJob, num_shards: int) -> ThreadPoolExecutor:
+        return self._of_output(held, num_shards, self._large_tables)
+
+    def _of_output(
+        self, held: OpenJob, num_shards: int, large: ThreadPoolExecutor
+    ) -> ThreadPoolExecutor:
         if held.waits_for:
             return self._waiting
-        return self._large_tables if num_shards >= AHEAD_FROM else self._outputs
+        return large if num_shards >= AHEAD_FROM else self._outputs
 
     def shutdown(self) -> None:
         """Begins nothing more; what is under way goes on."""

@@ -4,10 +4,10 @@ Only this process writes into output folders. An entry of the results stream is 
 the shard it belongs to stands in the manifest, never before: what the writer holds in memory is
 always still in Redis, and what is not in Redis any more is issued again by the planner.
 
-The main thread takes and gathers. Commits run one after another in a thread of their own, those to
-object stores a few at a time; what may take minutes, opening a folder (its shards are read and
-checked) and writing its tables, in a few others. What the file system does not take now is tried
-again later: a job that has begun waits for its disk rather than fail.
+The main thread takes and gathers, and waits for nothing. Commits, and what may take minutes,
+opening a folder (its shards are read and checked) and writing its tables, run in other threads
+(`workers.pools`). What the file system does not take now is tried again later: a job that has begun
+waits for its disk rather than fail.
 
 Of the writers of several nodes one works and the others stand by (`broker.role`). One that loses
 the role gives all folders back; should it wake too late for that, its folders' epochs fence it off.
@@ -252,7 +252,7 @@ class Writer:
 
     def _begin(self, job: str, held: OpenJob, output: Output) -> None:
         self.store.set_open(job, output.epoch)
-        held.waits_for = ""
+        held.waits_for, held.tried_at = "", 0.0
         for number in [number for number in held.shards if number in output.committed]:
             self._acknowledge(held.shards.pop(number).entries)
         self.log.info(
@@ -295,12 +295,17 @@ class Writer:
         assert held.output is not None
         for number, shard in list(held.shards.items()):
             if shard.commit is None:
-                if shard.gather.complete and held.retry_at <= time.monotonic():
+                if shard.gather.complete and self._may_commit(held):
                     pool = self.pools.of_commits(held)
                     shard.commit = pool.submit(held.output.commit, shard.gather)
             elif shard.commit.done():
                 commit, shard.commit = shard.commit, None
                 self._end_commit(job, number, commit.result())
+
+    def _may_commit(self, held: OpenJob) -> bool:
+        """One that waits tries a single shard: its commits, in threads of another pool then, must
+        not meet in its folder."""
+        return held.retry_at <= time.monotonic() and not (held.waits_for and held.commits)
 
     def _advance_tables(self, job: str, held: OpenJob, output: Output) -> None:
         """Has the tables of what is committed written while other shards are computed."""

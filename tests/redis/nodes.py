@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ops.jobs import JobStore
-from tests.unit.output_fixtures import IDENTITY
+from tests.unit.output_fixtures import IDENTITY, PLAN, make_spec
 from workers.loop import Worker
 from workers.settings import WorkerSettings
+from workers.writer import Writer
 
 W = TypeVar("W", bound=Worker)
 
@@ -45,6 +46,19 @@ class Nodes:
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
+
+
+class Writers(Nodes):
+    """Writers of several nodes, and jobs for them."""
+
+    LEASE_S = 1.0
+
+    def writer(self, node: str) -> Writer:
+        return self.begin("writer", Writer, node, lease_s=self.LEASE_S)
+
+    def plan(self, job: str) -> None:
+        self.store.create(make_spec(self.folder / f"{job}.out", id=job))
+        self.store.set_plan(job, PLAN)
 
 
 def steps(worker: Worker, done: Callable[[], bool], limit: int = 200) -> None:
