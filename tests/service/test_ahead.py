@@ -64,6 +64,13 @@ def begun(out: Path) -> list[Path]:
     return list(out.glob(".sequences.tsv.tmp-*"))
 
 
+def begin_tables(service: Service, fasta: Path, out: Path) -> str:
+    """A job whose tables are begun."""
+    job = service.submit(fasta, out, "--compat")
+    until(lambda: begun(out) != [], "tables that are begun")
+    return job
+
+
 def require_alike(out: Path, plain: dict[str, str]) -> None:
     assert tables(out) == plain
     assert list(out.rglob(".*.tmp-*")) == []
@@ -88,8 +95,7 @@ def test_killed_writer_begins_the_tables_again(
 ) -> None:
     # Given a job whose tables are begun; When its writer is killed
     out = tmp_path / "out"
-    job = service.submit(fasta, out, "--compat")
-    until(lambda: begun(out) != [], "tables that are begun")
+    job = begin_tables(service, fasta, out)
     [left] = begun(out)
     service.kill_role("writer")
     service.wait(job)
@@ -103,8 +109,7 @@ def test_folder_that_is_away_while_tables_are_ahead(
 ) -> None:
     # Given a job whose tables are begun; When its folder goes away until the job waits for it
     out = tmp_path / "out"
-    job = service.submit(fasta, out, "--compat")
-    until(lambda: begun(out) != [], "tables that are begun")
+    job = begin_tables(service, fasta, out)
     out.rename(tmp_path / "away")
     until(lambda: "waits: " in service.vnp("status", job).stdout, "the job to wait")
     (tmp_path / "away").rename(out)

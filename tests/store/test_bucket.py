@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -604,6 +606,16 @@ def test_credentials_that_are_missing_are_named(
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(StoreError, match="no credentials: set AWS_ACCESS_KEY_ID"):
         open_job("s3://bucket/here")  # type: ignore[arg-type]
+
+
+def test_library_that_is_missing_is_named() -> None:
+    code = (
+        "import sys; sys.modules['obstore'] = None\n"
+        "from ops.errors import ConfigError\nfrom ops.place import place_of\n"
+        "try: place_of('s3://bucket/here')\nexcept ConfigError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'vnp[object-store]'" in done.stdout, done.stderr
 
 
 def test_commits_side_by_side(store: Proxy, out: str, in_a_folder: dict[str, str]) -> None:
