@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -239,3 +242,18 @@ def commit(output: Output, *shards: int) -> None:
 def open_job(out: Path, **options: object) -> Output:
     """Opens a folder for JOB."""
     return Output.open(out, make_spec(out, **options), PLAN)
+
+
+def kill_once_it_says(word: str, code: str, out: Path) -> None:
+    """Runs Python code on OUT in a process of its own; SIGKILL at the first line that begins so."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(out)],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert any(line.startswith(word) for line in process.stdout)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL

@@ -5,7 +5,6 @@ from __future__ import annotations
 import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from tests.unit.output_fixtures import (
     Record,
     commit,
     gathered,
+    kill_once_it_says,
     make_account,
     make_plan,
     make_spec,
@@ -159,16 +159,7 @@ def test_killed_writer_leaves_only_what_the_next_one_removes(
 ) -> None:
     # Given writers that are killed with 1, 2 and 3 shards in their tables
     for number in (1, 2, 3):
-        with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)],
-            cwd=Path(__file__).parents[2],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as writer:
-            assert writer.stdout is not None
-            assert any(line == f"ahead {number}\n" for line in writer.stdout)
-            writer.send_signal(signal.SIGKILL)
+        kill_once_it_says(f"ahead {number}", WRITER, tmp_path)
         assert len(temporary(tmp_path)) >= 5
     # When the next one opens the folder, then their files are gone, and it begins again
     output = open_job(tmp_path, compat=True)

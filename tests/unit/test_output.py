@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,6 +28,7 @@ from tests.unit.output_fixtures import (
     PROTEIN,
     commit,
     gathered,
+    kill_once_it_says,
     make_account,
     make_result,
     make_spec,
@@ -155,18 +155,7 @@ def test_killed_writer_is_replaced(
     # Given writers that are killed one after the other, just after they have said something
     out = tmp_path / "out"
     for word in kills:
-        with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(out)],
-            cwd=Path(__file__).parents[2],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as writer:
-            assert writer.stdout is not None
-            said = iter(writer.stdout)
-            assert any(line.startswith(word) for line in said)
-            writer.send_signal(signal.SIGKILL)
-        assert writer.returncode == -signal.SIGKILL
+        kill_once_it_says(word, WRITER, out)
     # When another one ends the job
     result = finish(out)
     # Then nothing of it can be seen, but in run.json
