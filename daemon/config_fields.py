@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     stuck_s: float = Field(default=120.0, ge=5)
     """A process that makes no step for so long is replaced."""
     window_shards: int = Field(default=0, ge=0)
-    """Shards that are under way at once; bounds Redis. 0: 8, or 4 for each gpu worker."""
+    """Full shards under way at once, or more small ones; bounds Redis. 0: 8, or 4 a gpu worker."""
     window_bytes: int = Field(default=1 << 30, ge=1 << 20)
     """Bytes in Redis that they may take."""
     heartbeat_s: float = Field(default=10.0, gt=0)

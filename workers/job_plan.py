@@ -20,6 +20,10 @@ SMALL_BYTES = 1 << 20
 #: One step of reading (an input, a manifest) takes at most about this long: no job waits for a
 #: large neighbour, and whoever watches the planner sees it move.
 SLICE_S = 0.2
+#: About what `worst_case_bytes` says of a full shard of a virus job, per base.
+CHARGE_PER_BASE = 16
+#: Of one shard's place in the window; the number of open shards stays bounded.
+LEAST_PLACE = 1 / 8
 #: What to do about a shard that fits in no message.
 SMALLER = "restart vnpd with smaller shard_bases and shard_records, and submit it with --force"
 
@@ -218,3 +222,9 @@ def worst_case_bytes(task: ShardTask, settings: WorkerSettings) -> int:
         tokens = 2 * bases + 8 * rows
     row_bytes = 64 + (4 * settings.embedding_width if task.keep_embeddings else 0)
     return names + bases + tokens + rows * row_bytes
+
+
+def places(charge: int, shard_bases: int) -> float:
+    """What an open shard takes of the window, given its `worst_case_bytes`: 1 when it is full, down
+    to LEAST_PLACE, so that many small jobs keep everybody busy."""
+    return min(1.0, max(LEAST_PLACE, charge / (CHARGE_PER_BASE * shard_bases)))

@@ -19,7 +19,7 @@ from ops.errors import FullError, IdentityError, UnavailableError, VnpError
 from ops.identity import Identity
 from ops.jobs import JobStore, Look, Outcome
 from ops.nouns import ShardTask
-from workers.job_plan import SLICE_S, SMALLER, JobPlan, worst_case_bytes
+from workers.job_plan import SLICE_S, SMALLER, JobPlan, places, worst_case_bytes
 from workers.logs import get_log
 from workers.loop import main
 from workers.settings import WorkerSettings
@@ -31,12 +31,8 @@ PAUSE_S = 0.05
 IDLE_LOOK_S = 0.1
 #: Without any progress of the whole service for this long, open shards are issued again; doubles.
 FIRST_DEADLINE_S = 600.0
-#: About what `worst_case_bytes` says of a full shard of a virus job, per base.
-CHARGE_PER_BASE = 16
 #: Shards under way, unless the settings say: at least, and for each gpu worker.
 LEAST_WINDOW, WINDOW_OF_GPU = 8, 4
-#: Of one shard's place in the window; the number of open shards stays bounded.
-LEAST_SHARE = 1 / 8
 #: Large inputs whose first reading may be under way at once, each with its open file.
 MAX_READINGS = 8
 #: Between two words on how everything stands, and the number of jobs that these name.
@@ -357,16 +353,14 @@ class Planner:
         return True
 
     def _window_has_room(self) -> bool:
-        """Small shards take less of the window, so that many small jobs keep everybody busy."""
-        full = CHARGE_PER_BASE * self.settings.shard_bases
-        bytes_, shares = 0, 0.0
+        full = self.settings.shard_bases
+        bytes_, taken = 0, 0.0
         for job in self.jobs.values():
-            for charge in job.open.values():
-                bytes_ += charge
-                # A job that waits for its disk must not hold up the others.
-                shares += min(1.0, max(LEAST_SHARE, charge / full)) if not job.waits else 0.0
+            bytes_ += sum(job.open.values())
+            if not job.waits:  # for its disk, which must not hold up the others
+                taken += sum(places(charge, full) for charge in job.open.values())
         within = bytes_ < self.settings.window_bytes
-        return shares == 0 or (within and shares < (self.settings.window_shards or self.window))
+        return taken == 0 or (within and taken < (self.settings.window_shards or self.window))
 
     def _jobs_in_turn(self) -> list[JobPlan]:
         """Higher priority first; among equals fewest open shards, then whoever waits longest.
