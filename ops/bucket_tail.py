@@ -9,7 +9,8 @@ from ops.bucket import READERS, Bucket
 from ops.errors import PermissionDeniedError, StoreError
 from ops.manifest import EpochLine, HeaderLine, Line, ShardLine
 
-#: Stores that did not answer, by scheme and bucket, and until when nobody asks again (monotonic).
+#: Stores that did not answer when last asked, by scheme and bucket, and until when nobody asks them
+#: again (monotonic).
 _AWAY: dict[str, float] = {}
 
 
@@ -31,6 +32,10 @@ class BucketTail:
         self.known_until = 0.0
         self.committed: set[int] = set()
 
+    @property
+    def is_away(self) -> bool:
+        return self._bucket.store in _AWAY
+
     def poll(self, *, at_once: bool = False) -> list[ShardLine]:
         """As a `place.Tail` does. Raises CorruptionError."""
         new: list[ShardLine] = []
@@ -40,6 +45,7 @@ class BucketTail:
         try:
             if self._read_on(new, now + self._slice_s):
                 self._poll_at = time.monotonic() + self.EVERY_S
+            _AWAY.pop(self._bucket.store, None)
         except (StoreError, PermissionDeniedError):
             _AWAY[self._bucket.store] = time.monotonic() + self.AWAY_S
         return new

@@ -209,6 +209,8 @@ class ManifestTail:
     tells of a path may be seconds old.
     """
 
+    is_away = False  # a folder answers, or keeps its caller waiting
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.known_until = 0.0

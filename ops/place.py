@@ -26,11 +26,14 @@ class Tail(Protocol):
     """Follows a manifest that a writer appends to, from another process.
 
     known_until: by time.monotonic(); what was committed before that is known. 0: there is more to
-    read.
+    read. is_away: the place did not answer when it was last asked.
     """
 
     committed: set[int]
     known_until: float
+
+    @property
+    def is_away(self) -> bool: ...
 
     def poll(self, *, at_once: bool = False) -> list[ShardLine]:
         """Shards committed since the last call; `committed` has all of them. at_once: also when

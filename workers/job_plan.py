@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class JobPlan:
         self.settings = settings
         self.open: dict[int, int] = {}
         self.committed: set[int] = set()
-        self.waits = False  # for its disk
+        self.waits = False  # for its disk or its store
         self.opened = False  # its output folder, by a writer; the planner tells
         self.served = 0  # the planner's count when a shard was last issued
         self._scan: PlanScan | None = None
@@ -126,20 +126,25 @@ class JobPlan:
         }
 
     def look_whether_it_waits(self) -> None:
-        self.waits = bool(self.store.waits_for(self.id))
+        """As its writer tells; which takes minutes when a store keeps requests without a reply."""
+        is_away = self._tail is not None and self._tail.is_away
+        self.waits = is_away or bool(self.store.waits_for(self.id))
 
     def observe_commits(self, *, at_once: bool = False) -> list[int]:
-        """Open shards that the manifest names by now; they are open no more. at_once: see
-        `Tail.poll`. Raises CorruptionError, ConfigError."""
+        """Open shards that the manifest names by now; they stay open until `close` has them, so
+        that whoever is interrupted in between finds them again. at_once: see `Tail.poll`. Raises
+        CorruptionError, ConfigError."""
         tail = self._find_manifest()
         if tail is None:
             return []
         tail.poll(at_once=at_once)
         self.committed = tail.committed
-        closed = [shard for shard in self.open if shard in self.committed]
-        for shard in closed:
+        return [shard for shard in self.open if shard in self.committed]
+
+    def close(self, shards: Iterable[int]) -> None:
+        """These shards are open no more."""
+        for shard in shards:
             del self.open[shard]
-        return closed
 
     def next_task(self, slice_s: float) -> ShardTask | None:
         """The next shard in input order that is neither committed nor open; None at the end of the

@@ -111,8 +111,8 @@ class Planner:
         self.is_news = False
         unfinished = set(self.look.unfinished)
         for job in [job for job in self.jobs if job not in unfinished]:
-            self.broker.close_shards([(job, shard) for shard in self.jobs.pop(job).open])
-            self.broker.drop_job(job)
+            self._close_books(job, self.jobs[job].open)
+            del self.jobs[job]
             self.store.clear_spool()
         for job in self.look.unfinished:
             if job in self.look.cancelled:
@@ -170,9 +170,13 @@ class Planner:
 
     def _forget(self, ended: set[str], open_shards: Iterable[tuple[str, int]]) -> None:
         """Closes the books of jobs that have ended while nobody planned."""
-        self.broker.close_shards([shard for shard in open_shards if shard[0] in ended])
         for job in ended:
-            self.broker.drop_job(job)
+            self._close_books(job, [shard for id_, shard in open_shards if id_ == job])
+
+    def _close_books(self, job: str, open_shards: Iterable[int]) -> None:
+        """Its open shards come last: they are what a planner after us knows it by."""
+        self.broker.drop_job(job)
+        self.broker.close_shards([(job, shard) for shard in open_shards])
 
     def _reset(self, job: JobPlan, open_shards: dict[int, int]) -> None:
         try:
@@ -189,6 +193,7 @@ class Planner:
                 continue
             if committed:
                 self.broker.close_shards([(job.id, shard) for shard in committed])
+                job.close(committed)
                 self.last_progress = time.monotonic()
                 self.deadline_s = FIRST_DEADLINE_S
 
@@ -357,7 +362,7 @@ class Planner:
         bytes_, taken = 0, 0.0
         for job in self.jobs.values():
             bytes_ += sum(job.open.values())
-            if not job.waits:  # for its disk, which must not hold up the others
+            if not job.waits:  # for its disk or store, which must not hold up the others
                 taken += sum(places(charge, full) for charge in job.open.values())
         within = bytes_ < self.settings.window_bytes
         return taken == 0 or (within and taken < (self.settings.window_shards or self.window))

@@ -16,6 +16,7 @@ from broker.keys import TASKS
 from broker.queue import Broker
 from broker.role import STAND_BY_S
 from broker.server import PrivateServer
+from ops.errors import VnpError
 from ops.jobs import InputFile, JobSpec, Outcome
 from ops.manifest import EpochLine, ManifestWriter, ShardLine, read_manifest
 from ops.marks import make_mark
@@ -34,28 +35,35 @@ SHARDS = 4
 class Bench(Nodes):
     """A shared folder, and planners of several nodes on one Redis."""
 
-    def planner(self, node: str = "a", shard_bases: int = 1_000) -> Planner:
+    def planner(self, node: str = "a", shard_bases: int = 1_000, window_shards: int = 0) -> Planner:
         mount = self.mount(node)
         if not mount.is_symlink():
             mount.symlink_to(self.folder / "shared")
-        settings = {"shared_dir": str(mount), "shard_bases": shard_bases, "shard_records": 1}
-        return self.begin("planner", Planner, node, **settings)
+        return self.begin(
+            "planner",
+            Planner,
+            node,
+            shared_dir=str(mount),
+            shard_bases=shard_bases,
+            shard_records=1,
+            window_shards=window_shards,
+        )
 
     def mount(self, node: str) -> Path:
         """Where a node sees the shared folder."""
         return self.folder / f"mount-{node}"
 
-    def submit(self, job: str, shards: int = SHARDS) -> JobSpec:
+    def submit(self, job: str, shards: int = SHARDS, out: str = "") -> JobSpec:
         """A job of as many records as shards."""
         text = "".join(f">r{number}\n{'ACGT' * 100}\n" for number in range(shards))
-        return self.submit_text(job, text)
+        return self.submit_text(job, text, out)
 
-    def submit_text(self, job: str, text: str) -> JobSpec:
+    def submit_text(self, job: str, text: str, out: str = "") -> JobSpec:
         path = self.folder / f"{job}.fa"
         path.write_text(text)
         facts = path.stat()
         inputs = (InputFile(str(path), facts.st_size, facts.st_mtime_ns),)
-        spec = make_spec(self.folder / f"{job}.out", id=job, inputs=inputs)
+        spec = make_spec(out or self.folder / f"{job}.out", id=job, inputs=inputs)
         self.store.create(spec)
         return spec
 
@@ -80,9 +88,9 @@ class Bench(Nodes):
             )
         writer.close()
 
-    def begun(self, planner: Planner, job: str, shards: int = SHARDS) -> JobSpec:
+    def begun(self, planner: Planner, job: str, shards: int = SHARDS, out: str = "") -> JobSpec:
         """A job that is planned and open."""
-        spec = self.submit(job, shards)
+        spec = self.submit(job, shards, out)
         steps(planner, lambda: self.store.plan_or_none(job) is not None)
         self.open(spec)
         return spec
@@ -229,6 +237,37 @@ def test_shards_that_a_manifest_does_not_name_any_more_are_issued_again(
     # Then what it has lost is issued again
     steps(planner, lambda: len(planner.jobs["job1"].open) == SHARDS)
     assert make_broker().outstanding() == SHARDS
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_books_are_closed_though_redis_refuses_it_once(
+    tmp_path: Path,
+    fresh_server: PrivateServer,
+    namespace: str,
+    raw: Callable[[PrivateServer], Any],
+    ends: bool,
+) -> None:
+    # Given a job under way, of which some shards, or all that it will ever have, are committed
+    bench, client = Bench(tmp_path, fresh_server.url, namespace), raw(fresh_server)
+    planner = bench.planner()
+    spec = bench.begun(planner, "job1")
+    steps(planner, lambda: len(planner.jobs["job1"].open) == SHARDS)
+    progress = planner.broker.keys.progress("job1")
+    client.hset(progress, "tokens", 1)
+    if ends:
+        bench.store.set_outcome("job1", Outcome("cancelled", 130, "as a test wants it"))
+    bench.commit(spec, 0, 1)
+    # When Redis refuses to take them off the books
+    client.acl_setuser("default", commands=["-hdel"])
+    with pytest.raises(VnpError):
+        steps(planner, lambda: False)
+    client.acl_setuser("default", commands=["+hdel"])
+    # Then that is done with the next step
+    planner.step()
+    left = {shard for _, shard in planner.broker.open_shards()}
+    assert left == (set() if ends else {2, 3})
+    assert client.exists(progress) == (not ends)
+    bench.close()
 
 
 def test_no_step_reads_past_all_committed_shards(
