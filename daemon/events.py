@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,20 @@ from pathlib import Path
 from daemon import show
 from daemon.config import Config
 from ops.errors import VnpError
+from ops.jobs import CANCELLED, FAILED, FINISHED, JobStore
 
 Ended = Callable[[], bool]
 
+#: A job's end is in its files before it is in the log: how long to wait for the line. In vain where
+#: the service logs warnings only.
+LATE_S = 3.0
+ENDS = {f"job.{state}" for state in (FINISHED, FAILED, CANCELLED)}
+
 
 @contextmanager
-def told(lines: Callable[[Ended], Iterable[str]], tell: Callable[[str], None]) -> Iterator[None]:
+def told(
+    lines: Callable[[Ended], Iterable[str]], tell: Callable[[str], None]
+) -> Iterator[threading.Thread]:
     """Tells the lines of a log in a thread of its own, to the last that was there at the end.
 
     lines(ended): those there are and those to come, until ended().
@@ -25,7 +34,7 @@ def told(lines: Callable[[Ended], Iterable[str]], tell: Callable[[str], None]) -
     thread = threading.Thread(target=_tell_all, args=(lines, over.is_set, tell), daemon=True)
     thread.start()
     try:
-        yield
+        yield thread
     finally:
         over.set()
         thread.join()
@@ -56,9 +65,30 @@ def plain(line: str) -> str:
 def told_of_jobs(
     config: Config, jobs: Sequence[str], tell: Callable[[str], None]
 ) -> Iterator[None]:
-    """Tells the events of jobs of the service, from their beginning on."""
-    with told(lambda ended: show.job_lines(config, jobs, True, ended), tell):
+    """Tells the events of jobs of the service, from their beginning on, to the end of each."""
+    store = JobStore(config.jobs_dir)
+    missing = {job for job in jobs if store.outcome(job) is None}
+
+    def lines(ended: Ended) -> Iterator[str]:
+        for line in show.job_lines(config, jobs, True, ended):
+            yield line
+            missing.discard(ending(line))
+
+    with told(lines, tell) as thread:
         yield
+        until = time.monotonic() + LATE_S
+        while missing and thread.is_alive() and time.monotonic() < until:
+            time.sleep(show.FOLLOW_POLL_S)
+
+
+def ending(line: str) -> str:
+    """The job whose end a line of the log tells; empty when it tells something else."""
+    try:
+        event = json.loads(line)
+        name, job = event["event.name"], str(event["job.id"])
+    except (ValueError, LookupError, TypeError):
+        return ""
+    return job if name in ENDS else ""
 
 
 @contextmanager

@@ -141,6 +141,7 @@ class Child:
             raise ChildFailedError(report["error"], report["exit_code"])
         self.problem = report.get("error", "")
         self.ready = not self.problem
+        self._beat = (self.pulse.count, time.monotonic())  # its start was no step, and may be long
 
     def close_report(self) -> None:
         """Listens no more to what the child has to say of its start."""

@@ -35,13 +35,16 @@ class Outcomes:
 
     def _write(self, job: str) -> None:
         try:
-            self._store.set_outcome(job, self.unsaid[job])
+            is_ours = self._store.set_outcome(job, self.unsaid[job])
         except OSError as error:
             self._retry_at = time.monotonic() + RETRY_S
             message = f"its end cannot be written; it is tried again ({error})"
             self._log.error("job.waiting", message=message, **{"job.id": job})
-        else:
-            del self.unsaid[job]
+            return
+        outcome = self.unsaid.pop(job)
+        if is_ours:  # else it had ended before: it was cancelled, say
+            event = self._log.info if outcome.exit_code == 0 else self._log.error
+            event(f"job.{outcome.state}", message=outcome.message, **{"job.id": job})
 
 
 def outcome_of(counts: Counts) -> Outcome:

@@ -165,8 +165,6 @@ class Writer:
 
     def _end(self, job: str, outcome: Outcome) -> None:
         self.outcomes.say(job, outcome)
-        event = self.log.info if outcome.exit_code == 0 else self.log.error
-        event(f"job.{outcome.state}", message=outcome.message, **{"job.id": job})
         if job in self.jobs:
             self._let_go(job)
 

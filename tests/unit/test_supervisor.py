@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -238,6 +239,31 @@ def test_kill_at_the_start_counts_for_nothing(supervise: Callable[..., Superviso
     tick_until(supervisor, lambda: supervisor.ready, "a packer")
 
 
+def test_long_start_is_no_stillness(supervise: Callable[..., Supervisor]) -> None:
+    # Given a packer whose start took longer than a step may
+    supervisor = supervise(packer=1)
+    (child,) = supervisor.children
+    supervisor.tick()
+    until_readable(child)
+    process = psutil.Process(pid_of(child))
+    process.suspend()
+    until(lambda: process.status() == psutil.STATUS_STOPPED, "the packer to stand still")
+    child.stuck_s = 60.0
+    child._beat = (child.pulse.count, time.monotonic() - 100.0)
+    # When it says that it is ready, before it has made a step
+    child.read_report()
+    # Then it has made none for a moment only
+    assert child.ready
+    assert not child.is_stuck
+    process.resume()
+
+
+def until_readable(child: Child) -> None:
+    """Until it has said how its start went."""
+    assert child._report is not None
+    assert select.select([child._report], [], [], 60.0)[0]
+
+
 # -- the end ---------------------------------------------------------------------------------------
 
 
@@ -248,7 +274,7 @@ def test_stop_ends_all(supervise: Callable[..., Supervisor]) -> None:
     pids = [pid_of(child) for child in supervisor.children]
     os.kill(pids[0], signal.SIGSTOP)
     # When the supervisor stops with a short limit
-    supervisor.stop(limit_s=1.0)
+    supervisor.stop(limit_s=6.0)  # a packer without Redis pauses for 2 s
     # Then none is left; those that heard it ended in order
     codes = [child.process.returncode for child in supervisor.children if child.process]
     assert codes == [-signal.SIGKILL, 0, 0]
