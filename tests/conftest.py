@@ -12,12 +12,17 @@ from typing import Any
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from broker.queue import Broker
 from broker.server import PrivateServer, find_server
 from ops.errors import UnavailableError
 
 _numbers = itertools.count()
+
+#: A busy machine makes any example slow.
+settings.register_profile("vnp", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vnp")
 
 
 @contextmanager

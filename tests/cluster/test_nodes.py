@@ -94,10 +94,16 @@ class Cluster:
     def holder(self, role: str) -> Node:
         """The node whose planner or writer works."""
         key = f"{{{NAMESPACE}}}:role:{role}"
-        until(lambda: self.redis.admin().get(key) is not None, f"a {role} to work")
-        consumer = self.redis.admin().get(key)
-        assert isinstance(consumer, bytes)
-        return self.nodes[consumer.decode().split(":")[0]]
+        seen: list[bytes] = []
+
+        def works() -> bool:
+            consumer = self.redis.admin().get(key)
+            if isinstance(consumer, bytes):
+                seen.append(consumer)
+            return bool(seen)
+
+        until(works, f"a {role} to work")
+        return self.nodes[seen[0].decode().split(":")[0]]
 
     def client(self) -> Service:
         """Somebody on a machine that runs no service and cannot reach Redis."""

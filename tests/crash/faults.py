@@ -78,8 +78,9 @@ def stop_worker(world: World, role: str) -> None:
 
 
 def _pick(world: World, role: str) -> psutil.Process:
-    until(lambda: world.service.processes(role) != [], f"a process of role {role}")
-    return world.random.choice(world.service.processes(role))
+    seen: list[psutil.Process] = []
+    until(lambda: bool(seen.extend(world.service.processes(role)) or seen), f"a {role} process")
+    return world.random.choice(seen)
 
 
 def end_supervisor(world: World, sig: signal.Signals) -> None:
@@ -87,7 +88,7 @@ def end_supervisor(world: World, sig: signal.Signals) -> None:
     process, children = world.service.process, world.service.children()
     assert process is not None
     process.send_signal(sig)
-    code = process.wait(30)
+    code = process.wait(60)
     assert code == (0 if sig == signal.SIGTERM else -sig), code
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == [], f"outlived the supervisor: {alive}"
@@ -235,11 +236,11 @@ def wake_zombie_writer(world: World) -> None:
     environment["VNP_SLOT"] = "1"
     for descriptor in ("VNP_READY_FD", "VNP_PULSE_FD"):  # the supervisor's, not inherited
         environment.pop(descriptor, None)
+    epoch = _epochs(world.out)
     with (world.service.folder / "service.log").open("ab") as log:
         successor = subprocess.Popen(
             [sys.executable, "-m", "workers.writer"], env=environment, stderr=log
         )
-    epoch = _epochs(world.out)
     until(lambda: _epochs(world.out) > epoch or not _unfinished(world), "the successor", 30)
     time.sleep(world.random.uniform(0.5, 3))
     with suppress(psutil.NoSuchProcess):

@@ -40,7 +40,7 @@ def undisturbed(fasta: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    service = Service(tmp_path)
+    service = Service(tmp_path, window_shards=1)  # so that not all is computed before a kill
     service.start()
     yield service
     if service.process is not None and service.process.poll() is None:
@@ -141,7 +141,7 @@ def test_foreground_run_resumes_after_kill(
     fasta: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     # Given `vnp run` in progress
-    shell = Service(tmp_path)
+    shell = Service(tmp_path, window_shards=1)
     out = tmp_path / "out"
     run = start_run(shell, fasta, out)
     until(lambda: shards_done(out) >= 2, "two shards")

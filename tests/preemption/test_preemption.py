@@ -119,8 +119,9 @@ def test_hanging_answers(cloud: Metadata) -> None:
     watcher.close()
 
 
-def test_aws_token_that_has_expired() -> None:
+def test_aws_token_that_has_expired(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a token
+    monkeypatch.setattr(preemption, "ANSWER_LIMIT_S", 5.0)
     with Metadata("aws") as cloud:
         source = Aws(cloud.url)
         assert source.poll() is None
@@ -156,8 +157,9 @@ def test_azure_events_of_others(event: str) -> None:
 def test_azure_started_and_drained() -> None:
     with Metadata("azure") as cloud:
         # Given an event that has started already, and a slow first answer
-        cloud.notice, cloud.delay_s = azure_event(), 0.7
         source = Azure(cloud.url)
+        assert source.probe()
+        cloud.notice, cloud.delay_s = azure_event(), 0.7
         notice = source.poll()
         # Then no time is left
         assert notice is not None

@@ -51,7 +51,7 @@ class Nodes:
 class Writers(Nodes):
     """Writers of several nodes, and jobs for them."""
 
-    LEASE_S = 1.0
+    LEASE_S = 3.0
 
     def writer(self, node: str) -> Writer:
         return self.begin("writer", Writer, node, lease_s=self.LEASE_S)

@@ -73,7 +73,7 @@ def test_what_the_dead_have_left_is_waited_for(
     make_claims: MakeClaims, holder: Callable[[], str], namespace: str
 ) -> None:
     # Given a node that was killed, and lost its state folder
-    killed = make_claims("a host-1", SHORT_S)
+    killed = make_claims("a host-1", 5 * SHORT_S)
     killed.enter()
     killed.stop_renewing()
     # When it comes back as somebody new; Then it has the name when the lease is over

@@ -290,7 +290,7 @@ def test_inconsistent_nouns_are_not_written(wrong: Noun) -> None:
         encode(wrong)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     noun=st.sampled_from([n for n in NOUNS if not isinstance(n, JobFailure)]),
     where=st.floats(0, 1),

@@ -147,7 +147,7 @@ def test_idle_planner_looks_now_and_then(bench: Bench, monkeypatch: pytest.Monke
     # And with the next look it has a new job
     bench.submit("job1")
     planner.next_look = 0.0
-    steps(planner, lambda: bench.store.plan_or_none("job1") is not None, limit=2)
+    steps(planner, lambda: bench.store.plan_or_none("job1") is not None, limit=20)
 
 
 def test_damaged_manifest_fails_its_job_and_no_other(bench: Bench, make_broker: MakeBroker) -> None:
@@ -281,15 +281,15 @@ def test_no_step_reads_past_all_committed_shards(
     bench.commit(spec, *range(39))
     tasks = make_slow(monkeypatch, 0.02)
     # Then the planner makes many steps until it has found it
-    longest, count = 0.0, 0
+    most = 0
     while not planner.jobs["job1"].open:
-        began = time.monotonic()
+        before = len(tasks)
         planner.step()
-        longest, count = max(longest, time.monotonic() - began), count + 1
+        most = max(most, len(tasks) - before)
     assert planner.jobs["job1"].open.keys() == {39}
-    assert count > 10
     assert len(tasks) == 41
-    assert longest < 0.6
+    # And reads in each no more than one, which takes as long as a slice, or longer
+    assert most == 1
 
 
 def make_slow(monkeypatch: pytest.MonkeyPatch, pause_s: float) -> list[object]:

@@ -13,6 +13,7 @@ from broker.server import PrivateServer
 from daemon.client import JobRequest, submit
 from daemon.config import Config
 from ops.output import Output
+from workers.job_plan import JobPlan
 from workers.planner import MAX_READINGS, Planner
 
 NUM_LARGE = MAX_READINGS + 2
@@ -45,7 +46,11 @@ def test_small_input_does_not_wait_for_many_large_ones(
     config: Config, planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given more large inputs than are read at once, none of them read in a slice
-    monkeypatch.setattr(workers.planner, "SLICE_S", 0.001)
+    monkeypatch.setattr(workers.planner, "SLICE_S", 60.0)
+    plain = JobPlan.validate
+    monkeypatch.setattr(
+        JobPlan, "validate", lambda job, slice_s: plain(job, slice_s if job.is_small else 0.0)
+    )
     large = [submit_reads(config, tmp_path, f"large-{n}", LARGE_BYTES) for n in range(NUM_LARGE)]
     for _ in range(3):
         planner.step()
@@ -59,7 +64,7 @@ def test_small_input_does_not_wait_for_many_large_ones(
         planner.step()
         assert sum(job.is_being_read for job in planner.jobs.values()) <= MAX_READINGS
     # And all of them are planned in the end
-    monkeypatch.setattr(workers.planner, "SLICE_S", 0.2)
+    monkeypatch.setattr(JobPlan, "validate", plain)
     for _ in range(3 * NUM_LARGE):
         planner.step()
     assert all(planner.store.plan_or_none(job) is not None for job in large)
@@ -75,10 +80,13 @@ def open_folders(planner: Planner, jobs: list[str]) -> None:
         planner.store.set_open(job, 1)
 
 
-def test_a_step_fills_the_window(config: Config, planner: Planner, tmp_path: Path) -> None:
+def test_a_step_fills_the_window(
+    config: Config, planner: Planner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given jobs whose folders are open, and a large input that is being read
     jobs = [submit_reads(config, tmp_path, f"small-{n}", 3_000) for n in range(20)]
     open_folders(planner, jobs)
+    monkeypatch.setattr(workers.planner, "SLICE_S", 60.0)  # that of a slow machine
     # When the planner makes a step; Then none of them has to wait for the next one
     planner.step()
     assert planner.broker.stats().streams[TASKS].length == len(jobs)

@@ -98,7 +98,8 @@ def test_log_of_the_service(service: Service, finished: Finished) -> None:
 def test_progress_and_cancel_of_a_running_job(service: Service, tmp_path: Path) -> None:
     # Given a job that has begun and cannot go on, since the gpu worker stands still
     fasta, out = FIXTURES / "virus_SAOMS1.fa", tmp_path / "out"
-    job = service.submit(fasta, out)
+    inputs = (fasta, out, fasta, fasta, fasta)  # more shards than the window has
+    job = service.submit(*inputs)
     until(lambda: shards_done(out) >= 1, "a shard")
     service.kill_role("gpu", signal.SIGSTOP)
     try:
@@ -119,7 +120,7 @@ def test_progress_and_cancel_of_a_running_job(service: Service, tmp_path: Path) 
     assert kept >= 1
     assert list(out.glob("*.tsv")) == []
     # And the same submit is a new job that goes on from what was kept
-    resumed = service.submit(fasta, out)
+    resumed = service.submit(*inputs)
     assert resumed != job
     service.wait(resumed)
     (started,) = [
@@ -127,7 +128,7 @@ def test_progress_and_cancel_of_a_running_job(service: Service, tmp_path: Path) 
         for line in map(json.loads, told(service.vnp("logs", resumed)).splitlines())
         if line["event.name"] == "job.resumed"
     ]
-    assert started["shards_done"] == kept
+    assert kept <= started["shards_done"] < started["shards_total"]
     assert told(service.vnp("verify", out)).endswith(": all as committed\n")
 
 

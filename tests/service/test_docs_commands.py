@@ -150,7 +150,7 @@ def test_command_runs(
     folder, environment, jobs = desk
     line = re.sub(r"\b(ID|FAILED)\b", lambda match: jobs[match[0]], here(command))
     if command in ENDLESS:
-        line = f"timeout --preserve-status -s INT 4 {line}"
+        line = f"timeout --preserve-status -s INT 10 {line}"
     done = subprocess.run(
         ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True
     )

@@ -172,7 +172,7 @@ def test_foreground_run_resumes_in_a_store(
     store: Proxy, tmp_path: Path, fasta: Path, out: str, in_a_folder: dict[str, str]
 ) -> None:
     # Given `vnp run` that is stopped in the middle
-    run = Service(tmp_path)
+    run = Service(tmp_path, window_shards=1)
     words = [sys.executable, "-m", "daemon.cli", "run", str(fasta), "--out", out, "--embeddings"]
     begun = subprocess.Popen(words, env=run.environment, stderr=subprocess.DEVNULL)
     until(lambda: shards_done(out) >= 1, "the first shard")

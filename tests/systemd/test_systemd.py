@@ -77,16 +77,16 @@ MISSING = [name for name in PROGRAMS if shutil.which(name) is None]
 @needs_systemd
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to boot a systemd")
 @pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}")
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2_500)
 def test_under_systemd() -> None:
     command = [str(HERE / "with-systemd"), "--", sys.executable, "-m", "pytest", "-x", "-q"]
-    options = ["-p", "no:cacheprovider", "--timeout=300", str(HERE / "inside.py")]
+    options = ["-p", "no:cacheprovider", "--timeout=900", str(HERE / "inside.py")]
     done = subprocess.run(
         [*command, *options],
         capture_output=True,
         text=True,
         cwd=HERE.parents[1],
-        env={**os.environ, "WITH_SYSTEMD_TIMEOUT": "840"},
+        env={**os.environ, "WITH_SYSTEMD_TIMEOUT": "2400"},
     )
     if done.returncode == 125:
         pytest.skip(f"no systemd can be booted here: {done.stderr.strip()[-200:]}")

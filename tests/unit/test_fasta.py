@@ -207,7 +207,10 @@ def test_ordinals_and_digest_go_on_over_files(tmp_path: Path) -> None:
     assert digest.digest() == hashlib.sha256(b">a\nAC\n>b\nGT\n>a\nTT\n").digest()
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(
     records=st.lists(st.text("ACGTNacgtu \t\n", max_size=60), max_size=6),
     newline=st.sampled_from(["\n", "\r\n", "\r"]),
@@ -355,7 +358,7 @@ ODD_PARTS = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from(ODD_PARTS) | st.binary(max_size=8), max_size=30),
     st.sampled_from(["plain", "gzip", "cut gzip"]),

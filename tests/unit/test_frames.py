@@ -218,7 +218,7 @@ def test_open_frames_is_plain_at_every_chunk_length_up_to_500() -> None:
     assert len({chunk for chunk, _ in found}) > 100
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     chunk_length=st.sampled_from([300, 500, 331]),
     part=st.floats(0, 20, exclude_min=True),

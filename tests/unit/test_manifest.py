@@ -271,7 +271,7 @@ def test_line_of_a_late_writer_harms_nobody(tmp_path: Path) -> None:
     writer.close()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data())
 def test_any_bytes_are_a_manifest_or_an_error_of_ours(data: st.DataObject) -> None:
     # Given whole lines, whole lines of nonsense with a good CRC, and anything between

@@ -111,7 +111,7 @@ def test_broken_tokenizer_is_told(tmp_path: Path) -> None:
         DnaTokenizer(tmp_path / "tokenizer.json")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text("ACGT", max_size=600) | st.text("ACGTNRYUacgtn", max_size=80))
 def test_dnabert_tokens_are_those_of_transformers_on_any_letters(letters: str) -> None:
     assert encoded(OURS, [letters]) == [REFERENCE(letters)["input_ids"]]
