@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import redis
+import structlog
 from hypothesis import HealthCheck, settings
 
 from broker.queue import Broker
@@ -23,6 +24,14 @@ _numbers = itertools.count()
 #: A busy machine makes any example slow.
 settings.register_profile("vnp", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("vnp")
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were() -> Iterator[None]:
+    """What a test has made of the logs, which belong to the whole process, ends with it."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @contextmanager
