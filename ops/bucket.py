@@ -211,9 +211,15 @@ class Bucket:
         return True
 
     def delete(self, names: list[str]) -> None:
-        """Removes objects; some stores (not S3) say so of one that is gone already."""
-        with self.translated(""), suppress(FileNotFoundError):
-            obstore.delete(self._store, names)
+        """Removes objects. Some stores (not S3) mind one that is gone already, and what comes with
+        it in a request may then stay."""
+        with self.translated(""):
+            try:
+                obstore.delete(self._store, names)
+            except FileNotFoundError:
+                for name in names:
+                    with suppress(FileNotFoundError):
+                        obstore.delete(self._store, name)
 
     def hold(self, job: str, *, again: bool) -> BucketHold:
         from ops.bucket_hold import BucketHold

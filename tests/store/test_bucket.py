@@ -382,9 +382,12 @@ def test_deleting_twice_on_a_store_that_minds(
     """As a request that is sent again after its reply was lost, on Google's and Azure's stores."""
     place = Bucket(out)
     monkeypatch.setattr(place, "_store", LocalStore(tmp_path))
-    for name in ("a", "c"):
+    # Given more objects than are removed at once, and one before them that is gone already
+    names = [f"there-{number:02d}" for number in range(40)]
+    for name in names:
         place.write(name, b"x")
-    place.delete(["a", "b", "c"])
+    # When all are removed; Then none is left
+    place.delete(["gone", *names])
     assert place.listing() == {}
 
 
