@@ -165,9 +165,12 @@ def status(
     from daemon import show
 
     config = load_config(config_file, state_dir=state_dir)
+    # Whether it goes on is asked before each look, so that the last one shows the end.
+    goes_on = watch and show.is_unfinished(config, job)
     show.status(config, job, as_json)
-    while watch and show.is_unfinished(config, job):
+    while goes_on:
         time.sleep(show.WATCH_EVERY_S)
+        goes_on = show.is_unfinished(config, job)
         show.status(config, job, as_json)
 
 
