@@ -165,13 +165,13 @@ def status(
     from daemon import show
 
     config = load_config(config_file, state_dir=state_dir)
-    # Whether it goes on is asked before each look, so that the last one shows the end.
-    goes_on = watch and show.is_unfinished(config, job)
-    show.status(config, job, as_json)
+    goes_on = True
     while goes_on:
-        time.sleep(show.WATCH_EVERY_S)
-        goes_on = show.is_unfinished(config, job)
+        # Asked before the look, so that the last one shows the end.
+        goes_on = watch and show.is_unfinished(config, job)
         show.status(config, job, as_json)
+        if goes_on:
+            time.sleep(show.WATCH_EVERY_S)
 
 
 @vnp.command()

@@ -94,16 +94,9 @@ class Cluster:
     def holder(self, role: str) -> Node:
         """The node whose planner or writer works."""
         key = f"{{{NAMESPACE}}}:role:{role}"
-        seen: list[bytes] = []
-
-        def works() -> bool:
-            consumer = self.redis.admin().get(key)
-            if isinstance(consumer, bytes):
-                seen.append(consumer)
-            return bool(seen)
-
-        until(works, f"a {role} to work")
-        return self.nodes[seen[0].decode().split(":")[0]]
+        consumer = until(lambda: self.redis.admin().get(key), f"a {role} to work")
+        assert isinstance(consumer, bytes)
+        return self.nodes[consumer.decode().split(":")[0]]
 
     def client(self) -> Service:
         """Somebody on a machine that runs no service and cannot reach Redis."""

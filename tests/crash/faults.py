@@ -78,9 +78,9 @@ def stop_worker(world: World, role: str) -> None:
 
 
 def _pick(world: World, role: str) -> psutil.Process:
-    seen: list[psutil.Process] = []
-    until(lambda: bool(seen.extend(world.service.processes(role)) or seen), f"a {role} process")
-    return world.random.choice(seen)
+    return world.random.choice(
+        until(lambda: world.service.processes(role), f"a process of role {role}")
+    )
 
 
 def end_supervisor(world: World, sig: signal.Signals) -> None:
@@ -88,7 +88,7 @@ def end_supervisor(world: World, sig: signal.Signals) -> None:
     process, children = world.service.process, world.service.children()
     assert process is not None
     process.send_signal(sig)
-    code = process.wait(60)
+    code = process.wait(30)
     assert code == (0 if sig == signal.SIGTERM else -sig), code
     _, alive = psutil.wait_procs(children, timeout=10)
     assert alive == [], f"outlived the supervisor: {alive}"

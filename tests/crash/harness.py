@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import redis
@@ -21,13 +22,16 @@ SHARD_BASES = 20_000
 LEASE_S = 2.0
 LIMIT_S = 300.0
 
+T = TypeVar("T")
 
-def until(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
-    """Waits for a condition; a test that waits for ever says what it was waiting for."""
+
+def until(condition: Callable[[], T], what: str, limit_s: float = LIMIT_S) -> T:
+    """Waits for a condition and returns what it gave; a test that waits for ever says for what."""
     deadline = time.monotonic() + limit_s
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {limit_s} s for {what}"
         time.sleep(0.02)
+    return found
 
 
 class Service:

@@ -13,8 +13,9 @@ import pytest
 from tests.crash.campaign import HOOKS, write_input
 from tests.crash.harness import Service, shards_done, until
 
-#: From SIGTERM to the end of the process: `stop_limit_s` (20), Redis (5), and a busy machine.
-DRAIN_LIMIT_S = 40.0
+#: From SIGTERM to the end of the process: shards of normal size, and the slowest disk there is.
+DRAIN_LIMIT_S = 10.0
+WORST_LIMIT_S = 25.0
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_drain_onto_a_very_slow_disk(service: Service, fasta: Path) -> None:
     started = time.monotonic()
     service.stop()
     # Then it ends in time all the same
-    assert time.monotonic() - started < DRAIN_LIMIT_S
+    assert time.monotonic() - started < WORST_LIMIT_S
 
 
 def test_second_signal_quits_at_once(service: Service, fasta: Path) -> None:
@@ -82,11 +83,13 @@ def test_second_signal_quits_at_once(service: Service, fasta: Path) -> None:
     until(lambda: "service.stopping" in log.read_text(), "the service to hear it")
     assert service.process.poll() is None
     # When a second SIGTERM comes
+    started = time.monotonic()
     service.process.terminate()
-    # Then it is over at once (an end in order has code 0), for all processes
-    assert service.process.wait(60) == 128 + signal.SIGTERM
-    _, alive = psutil.wait_procs(children, timeout=60)
+    # Then it is over, for all processes
+    assert service.process.wait(5) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(children, timeout=5)
     assert alive == []
+    assert time.monotonic() - started < 5
     # And the next service goes on
     before = shards_done(out)
     service.start()

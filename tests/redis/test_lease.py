@@ -12,6 +12,7 @@ from broker.keys import RESULTS, TASKS
 from broker.lease import LeaseKeeper
 from broker.queue import Broker, Entry
 from broker.server import PrivateServer
+from tests.redis.nodes import take_until_some
 
 MakeBroker = Callable[..., Broker]
 JOB = "job-1"
@@ -31,13 +32,6 @@ def take_one(broker: Broker) -> Entry:
     broker.issue(b"task", JOB, 0, charge=1)
     [entry] = broker.take(TASKS, 1, 50)
     return entry
-
-
-def take_until_some(broker: Broker) -> list[str]:
-    """Takes until something comes; the suite's own time limit ends it if that never does."""
-    while not (entries := broker.take(TASKS, 9, 20)):
-        pass
-    return [entry.id for entry in entries]
 
 
 def take_for(broker: Broker, seconds: float) -> list[Entry]:
@@ -75,7 +69,7 @@ def test_entry_that_is_not_held_expires(make_broker: MakeBroker) -> None:
         with lease.holding(entry.id):
             pass
         # When another looks; Then it gets it
-        assert take_until_some(other) == [entry.id]
+        assert [e.id for e in take_until_some(other, TASKS, 9)] == [entry.id]
 
 
 def test_stuck_owner_loses_its_lease(make_broker: MakeBroker) -> None:
@@ -86,7 +80,7 @@ def test_stuck_owner_loses_its_lease(make_broker: MakeBroker) -> None:
         entry = take_one(worker)
         lease.hold(entry.id)
         # When another looks; Then it gets it, though the keeper's thread lives
-        assert take_until_some(other) == [entry.id]
+        assert [e.id for e in take_until_some(other, TASKS, 9)] == [entry.id]
 
 
 def test_lost_entry_is_let_go(make_broker: MakeBroker) -> None:
@@ -95,7 +89,7 @@ def test_lost_entry_is_let_go(make_broker: MakeBroker) -> None:
     other = make_broker("node:gpu:1", lease_s=LEASE_S)
     entry = take_one(worker)
     worker.hold(TASKS, entry.id)
-    assert take_until_some(other) == [entry.id]
+    assert [e.id for e in take_until_some(other, TASKS, 9)] == [entry.id]
     # When the keeper renews
     with keeper(worker) as lease:
         lease.renew()

@@ -17,83 +17,14 @@ from broker.queue import Broker
 from broker.role import STAND_BY_S
 from broker.server import PrivateServer
 from ops.errors import VnpError
-from ops.jobs import InputFile, JobSpec, Outcome
-from ops.manifest import EpochLine, ManifestWriter, ShardLine, read_manifest
+from ops.jobs import Outcome
 from ops.marks import make_mark
-from ops.output import Output
 from ops.share import MARK
-from tests.redis.nodes import Nodes, steps
-from tests.unit.output_fixtures import make_spec
+from tests.redis.nodes import SHARDS, Bench, steps
 from workers import job_plan
 from workers import planner as planner_module
-from workers.planner import Planner
 
 MakeBroker = Callable[..., Broker]
-SHARDS = 4
-
-
-class Bench(Nodes):
-    """A shared folder, and planners of several nodes on one Redis."""
-
-    def planner(self, node: str = "a", shard_bases: int = 1_000, window_shards: int = 0) -> Planner:
-        mount = self.mount(node)
-        if not mount.is_symlink():
-            mount.symlink_to(self.folder / "shared")
-        return self.begin(
-            "planner",
-            Planner,
-            node,
-            shared_dir=str(mount),
-            shard_bases=shard_bases,
-            shard_records=1,
-            window_shards=window_shards,
-        )
-
-    def mount(self, node: str) -> Path:
-        """Where a node sees the shared folder."""
-        return self.folder / f"mount-{node}"
-
-    def submit(self, job: str, shards: int = SHARDS, out: str = "") -> JobSpec:
-        """A job of as many records as shards."""
-        text = "".join(f">r{number}\n{'ACGT' * 100}\n" for number in range(shards))
-        return self.submit_text(job, text, out)
-
-    def submit_text(self, job: str, text: str, out: str = "") -> JobSpec:
-        path = self.folder / f"{job}.fa"
-        path.write_text(text)
-        facts = path.stat()
-        inputs = (InputFile(str(path), facts.st_size, facts.st_mtime_ns),)
-        spec = make_spec(out or self.folder / f"{job}.out", id=job, inputs=inputs)
-        self.store.create(spec)
-        return spec
-
-    def open(self, spec: JobSpec) -> None:
-        """As the writer does."""
-        output = Output.open(spec.out, spec, self.store.plan(spec.id))
-        self.store.set_open(spec.id, output.epoch)
-        output.close()
-
-    def commit(self, spec: JobSpec, *shards: int) -> None:
-        """Writes lines; the planner reads nothing else."""
-        path = Path(spec.out) / "manifest.jsonl"
-        state = read_manifest(path)
-        writer = ManifestWriter(path, state)
-        number = state.epoch + 1
-        writer.start(EpochLine(epoch=number, node="", host="", pid=0, time=""))
-        for shard in shards:
-            file = f"shards/shard-{shard:06d}.h5"
-            nothing: dict[str, Any] = {"rows": 0, "records": 0, "chunks": 0, "bytes": 0}
-            writer.append(
-                ShardLine(shard=shard, file=file, sha256="", numerics=(), epoch=number, **nothing)
-            )
-        writer.close()
-
-    def begun(self, planner: Planner, job: str, shards: int = SHARDS, out: str = "") -> JobSpec:
-        """A job that is planned and open."""
-        spec = self.submit(job, shards, out)
-        steps(planner, lambda: self.store.plan_or_none(job) is not None)
-        self.open(spec)
-        return spec
 
 
 @pytest.fixture
@@ -137,6 +68,7 @@ def test_idle_planner_looks_now_and_then(bench: Bench, monkeypatch: pytest.Monke
     # Given an idle planner, and no time that would pass between two looks
     assert planner_module.IDLE_LOOK_S + planner_module.PAUSE_S <= 0.2 + 1e-9
     monkeypatch.setattr(planner_module, "IDLE_LOOK_S", 3_600.0)
+    monkeypatch.setattr(planner_module, "SLICE_S", 60.0)  # one reading, also on a slow machine
     (bench.folder / "shared" / "jobs").mkdir(parents=True)
     planner = bench.planner()
     requests = Requests(monkeypatch)
@@ -147,7 +79,7 @@ def test_idle_planner_looks_now_and_then(bench: Bench, monkeypatch: pytest.Monke
     # And with the next look it has a new job
     bench.submit("job1")
     planner.next_look = 0.0
-    steps(planner, lambda: bench.store.plan_or_none("job1") is not None, limit=20)
+    steps(planner, lambda: bench.store.plan_or_none("job1") is not None, limit=2)
 
 
 def test_damaged_manifest_fails_its_job_and_no_other(bench: Bench, make_broker: MakeBroker) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from broker.keys import BATCHES, GROUPS, NOBODY, RESULTS, TASKS, Keys
-from broker.queue import Broker, Entry
+from broker.queue import Broker
 from broker.server import PrivateServer
 from ops.errors import UnavailableError
+from tests.redis.nodes import take_until_some
 from tests.redis.proxy import CuttingProxy
 
 MakeBroker = Callable[..., Broker]
@@ -34,13 +35,6 @@ def issue_tasks(broker: Broker, count: int) -> list[bytes]:
     for shard, payload in enumerate(payloads):
         broker.issue(payload, JOB, shard, charge=1)
     return payloads
-
-
-def take_until_some(broker: Broker, stream: str, count: int) -> list[Entry]:
-    """Takes until entries come; the suite's own time limit ends it if they never do."""
-    while not (entries := broker.take(stream, count, 20)):
-        pass
-    return entries
 
 
 # -- workers that die ------------------------------------------------------------------------------

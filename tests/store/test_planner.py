@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker.server import PrivateServer
-from tests.redis.nodes import steps
-from tests.redis.test_planner import Bench
+from tests.redis.nodes import Bench, steps
 from tests.store.s3 import LOST, PASSED, Proxy
 
 WINDOW = 2
