@@ -42,8 +42,8 @@ class Outcomes:
             self._log.error("job.waiting", message=message, **{"job.id": job})
             return
         outcome = self.unsaid.pop(job)
-        # Otherwise somebody else has ended it, by a cancellation, say; or we have, when the disk took
-        # the file and refused the rest.
+        # Otherwise it had ended before: it was cancelled, say, or this is a second try, after the
+        # disk took the file and refused the rest.
         if is_ours or self._store.outcome(job) == outcome:
             event = self._log.info if outcome.exit_code == 0 else self._log.error
             event(f"job.{outcome.state}", message=outcome.message, **{"job.id": job})
